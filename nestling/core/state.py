@@ -1,0 +1,179 @@
+"""State trees: the value that a memory hands from one call to the next.
+
+A tree is a tensor, None, a number, a string, a list, a dict with string keys, or a dataclass registered with
+`state_class`. Two rules make every operation below generic, for any memory:
+
+* every tensor is batch-first: row b of the batch is index b of dimension 0;
+* what is ragged between rows (cache slots, pending tokens, ranks) lies along dimension 1, filled from the left,
+  and padded **with zeros on the right**; so rows of different age stack.
+
+None stands for "nothing yet" and equals zeros when it meets a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = Any  # Tensor | None | int | float | str | list[Tree] | dict[str, Tree] | registered dataclass
+T = TypeVar("T")
+
+_REGISTRY: dict[str, type] = {}
+
+
+def state_class(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass that state trees, and their files, may contain."""
+    made = dataclass(frozen=True)(cls)
+    if made.__name__ in _REGISTRY:
+        raise ValueError(f"state class {made.__name__!r} is registered already; choose another name")
+    _REGISTRY[made.__name__] = made
+    return made
+
+
+def children(tree: Tree) -> dict[str, Tree] | None:
+    """The named subtrees of a node, or None for a leaf."""
+    if isinstance(tree, list):
+        return {str(i): child for i, child in enumerate(tree)}
+    if isinstance(tree, dict):
+        return tree
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return {f.name: getattr(tree, f.name) for f in fields(tree)}
+    return None
+
+
+def rebuild(tree: Tree, parts: dict[str, Tree]) -> Tree:
+    """A node of the same kind as `tree` around new subtrees."""
+    if isinstance(tree, list):
+        return list(parts.values())
+    return parts if isinstance(tree, dict) else type(tree)(**parts)
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `fn` to every tensor; everything else stays."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    parts = children(tree)
+    return tree if parts is None else rebuild(tree, {name: map_tensors(fn, part) for name, part in parts.items()})
+
+
+def tensors(tree: Tree) -> Iterator[Tensor]:
+    """Every tensor of the tree, in a fixed order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    for part in (children(tree) or {}).values():
+        yield from tensors(part)
+
+
+def detach(tree: Tree) -> Tree:
+    """The same values without autograd history."""
+    return map_tensors(Tensor.detach, tree)
+
+
+def to(tree: Tree, device: torch.device | str) -> Tree:
+    """The same values on another device."""
+    return map_tensors(lambda x: x.to(device), tree)
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors(tree))
+
+
+def select_rows(tree: Tree, index: Tensor | Sequence[int]) -> Tree:
+    """Rows `index` of every tensor, as copies."""
+    rows = torch.as_tensor(index, dtype=torch.long)
+    return map_tensors(lambda x: x.index_select(0, rows.to(x.device)), tree)
+
+
+def stack_rows(trees: Sequence[Tree], rows: Sequence[int]) -> Tree:
+    """One tree whose rows are those of all `trees` in turn; `rows[i]` is the number of rows of `trees[i]`."""
+
+    def cat(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(_padded(parts))
+
+    return _combine(cat, trees, rows)
+
+
+def where_rows(mask: Tensor, a: Tree, b: Tree) -> Tree:
+    """Row by row the row of `a` where mask (B,) is True, else that of `b`."""
+
+    def pick(parts: Sequence[Tensor]) -> Tensor:
+        x, y = _padded(parts)
+        return torch.where(mask.view(-1, *[1] * (x.dim() - 1)), x, y)
+
+    return _combine(pick, [a, b], [len(mask)] * 2)
+
+
+def _combine(fn: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Tree], rows: Sequence[int]) -> Tree:
+    """Apply `fn` to the tensors that stand in the same place of each tree."""
+    model = next((t for t in trees if t is not None), None)
+    if model is None:
+        return None
+    if isinstance(model, Tensor):
+        return fn([_zeros_like_rows(model, n) if t is None else t for t, n in zip(trees, rows, strict=True)])
+    parts = children(model)
+    if parts is None:
+        if any(t != model for t in trees if t is not None):
+            raise ValueError(f"states differ in a constant ({[t for t in trees]}); only states of one model combine")
+        return model
+    below = [children(t) if t is not None else dict.fromkeys(parts) for t in trees]
+    if any(b is None or b.keys() != parts.keys() for b in below):
+        raise ValueError("states differ in structure; only states of one model combine")
+    return rebuild(model, {name: _combine(fn, [b[name] for b in below if b is not None], rows) for name in parts})
+
+
+def _zeros_like_rows(x: Tensor, rows: int) -> Tensor:
+    return x.new_zeros(rows, *x.shape[1:])
+
+
+def _padded(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Pad dimension 1 with zeros on the right to the longest."""
+    if parts[0].dim() < 2:
+        return list(parts)
+    longest = max(x.shape[1] for x in parts)
+    return [pad_right(x, longest) for x in parts]
+
+
+def pad_right(x: Tensor, length: int) -> Tensor:
+    """x with dimension 1 filled up to `length` by zeros."""
+    missing = length - x.shape[1]
+    return x if missing == 0 else torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
+
+
+def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
+    """The tensors by name, and a JSON-able skeleton that `unflatten` puts them back into."""
+    named: dict[str, Tensor] = {}
+
+    def walk(node: Tree, path: str) -> Any:
+        if isinstance(node, Tensor):
+            named[path] = node
+            return {"tensor": path}
+        parts = children(node)
+        if parts is None:
+            return {"value": node}
+        below = {name: walk(part, f"{path}.{name}" if path else name) for name, part in parts.items()}
+        if isinstance(node, list):
+            return {"list": list(below.values())}
+        return {"dict": below} if isinstance(node, dict) else {"class": type(node).__name__, "fields": below}
+
+    return named, walk(tree, "")
+
+
+def unflatten(named: dict[str, Tensor], skeleton: Any) -> Tree:
+    """The tree that `flatten` took apart. Raises ValueError if the skeleton names what is not there."""
+    match skeleton:
+        case {"tensor": str(path)} if path in named:
+            return named[path]
+        case {"value": value}:
+            return value
+        case {"list": list(parts)}:
+            return [unflatten(named, part) for part in parts]
+        case {"dict": dict(parts)}:
+            return {name: unflatten(named, part) for name, part in parts.items()}
+        case {"class": str(name), "fields": dict(parts)} if name in _REGISTRY:
+            return _REGISTRY[name](**{field: unflatten(named, part) for field, part in parts.items()})
+    raise ValueError(f"not a state of this library: {str(skeleton)[:80]!r}; it is damaged or from another version")
