@@ -106,8 +106,9 @@ def make(extras):
     stop(network_problem(quiet))
     shutil.rmtree(os.path.join(VENV, "probe"), ignore_errors=True)
     wanted = ".[%s]" % ",".join(sorted(extras)) if extras else "."
-    print("nestling: installing %s into .venv (a few minutes, once)" % wanted, flush=True)
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
+    sys.stdout.write("nestling: installing %s into .venv (a few minutes, once)\n" % wanted)
+    sys.stdout.flush()
+    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
     stop(subprocess.call(pip + ["-e", wanted], cwd=ROOT) and "the installation failed: pip's message is above")
     with open(STAMP, "w") as file:
         json.dump({"key": key(), "extras": sorted(extras)}, file)

@@ -148,7 +148,8 @@ def test_clean_lists_what_it_removes(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     for name in ("runs/demo-1", "dist", "package/__pycache__", "kept"):
         (tmp_path / name).mkdir(parents=True)
-    ran = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    make = ["make", "--no-print-directory", "clean"]
+    ran = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert sorted(ran.stdout.split("\n")) == sorted(
         ["", "removing dist", "removing runs", "removing ./package/__pycache__"]
     )
