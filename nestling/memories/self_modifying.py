@@ -1,0 +1,226 @@
+"""Self-modifying Titans as a layer: x → short convolution → heads of memories that write themselves → y."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nestling.core.level import Level
+from nestling.core.state import state_class
+from nestling.memories.projections import ShortConvolution, last_real, merge_heads, split_heads, unit_norm
+from nestling.ops.self_modifying import READ, Rule, chunk, memory_names
+
+MemoryKind = Literal["features", "linear", "mlp"]
+_DESCRIPTION = {
+    "features": "matrix on fixed features",
+    "linear": "matrix",
+    "mlp": "2-layer residual MLP",
+}
+
+
+@state_class
+class SelfModifyingState:
+    """One row per sequence: what the memories have learned, and the inputs of the chunk that is still open."""
+
+    tail: Tensor  # (B, width-1, D) last inputs of the convolution
+    deviation: list[Tensor]  # (B, H, M, in, out) each, from the initial states, at the last chunk border
+    pending: Tensor  # (B, n, 2D) z and q of the open chunk, zeros after each row's count
+    count: Tensor  # (B,) int64, tokens in the open chunk
+
+
+class SelfModifyingTitans(nn.Module):
+    """Memories k, v, eta, alpha and the one that is read, all adapting in context (paper §8.1-8.2).
+
+    Every memory is written at every token with a key, value and rates that the memories themselves generate; their
+    initial states are parameters, trained through the writes. `y, state = layer(x, state=None, lengths=None)`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        expansion: float = 1,
+        chunk_size: int = 64,
+        *,
+        memory: MemoryKind = "features",
+        rule: Rule | None = None,
+        adaptive_q: bool = False,
+        half_life: float = 2048,
+        generator_rate: float = 0.1,
+    ) -> None:
+        """expansion: memory hidden width / head width; half_life: of the read memory at initialisation, in tokens;
+        generator_rate: how fast the memories that generate k, v, eta, alpha (, q) start, relative to the read one."""
+        super().__init__()
+        _check(dim, heads, expansion, chunk_size, memory, half_life, generator_rate)
+        self.dim, self.heads, self.chunk_size, self.memory = dim, heads, chunk_size, memory
+        self.rule = rule if rule is not None else default_rule(memory)
+        self.names = memory_names(6 if adaptive_q else 5)
+        width = dim // heads
+        hidden = round(expansion * width) if memory != "linear" else width
+        M = len(self.names)
+
+        self.conv = ShortConvolution(dim)
+        self.project_q = None if adaptive_q else nn.Linear(dim, dim, bias=False)
+        self.project_gate = nn.Linear(dim, dim, bias=False)
+        self.project_out = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.Parameter(torch.ones(heads, width))
+        shapes = {"features": [(hidden, width)], "linear": [(width, width)], "mlp": [(width, hidden), (hidden, width)]}
+        self.initial = nn.ParameterList(
+            nn.Parameter(torch.randn(heads, M, rows, columns) * rows**-0.5) for rows, columns in shapes[memory]
+        )
+        self.features = nn.Parameter(torch.randn(heads, width, hidden)) if memory == "features" else None
+        self.gate_weight = nn.Parameter(torch.randn(2, heads, width))  # eta, alpha
+        self.gate_bias = nn.Parameter(torch.stack([torch.zeros(heads), torch.full((heads,), _logit_of(half_life))]))
+        start = math.log(generator_rate / (1 - generator_rate))
+        self.rate_logit = nn.Parameter(torch.full((heads, M - 1), start))
+
+    @property
+    def rates(self) -> Tensor:
+        """(H, M): how fast each memory is written and decays, relative to the read memory, which has 1."""
+        return torch.cat([self.rate_logit.sigmoid(), torch.ones_like(self.rate_logit[:, :1])], 1)
+
+    def forward(
+        self, x: Tensor, state: SelfModifyingState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, SelfModifyingState]:
+        """x (B, T, D) → y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
+
+        The memories run in float32 at least, also under autocast. Raises ValueError for a width other than dim.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}, SelfModifyingTitans needs (B, T, {self.dim})")
+        tokens = x.shape[1]
+        mixed, tail = self.conv(x, None if state is None else state.tail, lengths)
+        z = unit_norm(split_heads(mixed, self.heads).to(_memory_dtype(x)))
+        q = z[..., :0] if self.project_q is None else split_heads(self.project_q(mixed), self.heads).to(z.dtype)
+        inputs = merge_heads(torch.cat([z, unit_norm(q)], -1))
+        joined, total, offset = _prepend(inputs, state, lengths)
+        y, deviation = self._remember(joined, None if state is None else state.deviation, total)
+        y = _skip(y, offset, tokens)
+        y = functional.rms_norm(y, y.shape[-1:]).to(x.dtype) * self.norm.to(x.dtype)
+        y = self.project_out(merge_heads(y) * functional.silu(self.project_gate(x)))
+        pending, count = _open_chunk(joined, total, self.chunk_size)
+        return y, SelfModifyingState(tail, deviation, pending, count)
+
+    def _remember(
+        self, joined: Tensor, deviation: list[Tensor] | None, total: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Inputs from a chunk border on, (B, T', ...), through the op, outside autocast → y (B, T', H, K)."""
+        inputs = split_heads(joined, self.heads)
+        width = self.dim // self.heads
+        cast = [p.to(inputs.dtype) for p in self.initial]
+        with torch.autocast(inputs.device.type, enabled=False):
+            y, new = chunk.self_modifying(
+                inputs[..., :width],
+                None if self.project_q is None else inputs[..., width:],
+                tuple(cast),
+                self.gate_weight.to(inputs.dtype),
+                self.gate_bias.to(inputs.dtype),
+                self.rates.to(inputs.dtype),
+                rule=self.rule,
+                chunk_size=self.chunk_size,
+                features=None if self.features is None else self.features.to(inputs.dtype),
+                state=None if deviation is None else tuple(deviation),
+                lengths=total,
+            )
+        return y, list(new)
+
+    def half_lives(self) -> dict[str, float]:
+        """Tokens until an unwritten memory has halved its distance to where it decays to, at a neutral gate."""
+        log_alpha = functional.logsigmoid(self.gate_bias[1]).detach()[:, None] * self.rates.detach()
+        return dict(zip(self.names, (math.log(0.5) / log_alpha.mean(0)).tolist(), strict=True))
+
+    def levels(self) -> list[Level]:
+        """One level per memory."""
+        objective = {"dot": "dot product with v̂", "l2": "L2 regression to v̂"}[self.rule.objective]
+        rule = "gradient descent" if self.rule.erase == "none" else "DGD (delta gradient descent)"
+        own = [sum(p[:, m].numel() for p in self.initial) for m in range(len(self.names))]
+        return [
+            Level(
+                name=name,
+                memory=_DESCRIPTION[self.memory],
+                objective=objective.replace("v̂", "v") if name == READ and not self.rule.self_values else objective,
+                rule=rule,
+                clock="token",
+                period=1 if name == READ and self.rule.read == "causal" else self.chunk_size,
+                parameters=parameters,
+                half_life=half_life,
+                transfer="initialisation (meta-learned)",
+                state_bytes=4 * parameters,
+            )
+            for (name, half_life), parameters in zip(self.half_lives().items(), own, strict=True)
+        ]
+
+
+def default_rule(memory: MemoryKind) -> Rule:
+    """The write that goes with a memory: reflections (eta up to 2) need a memory linear in what is written."""
+    return Rule(eta_max=1.0, erase_hidden=True) if memory == "mlp" else Rule()
+
+
+def _check(
+    dim: int, heads: int, expansion: float, chunk_size: int, memory: str, half_life: float, generator_rate: float
+) -> None:
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose a multiple")
+    if memory not in _DESCRIPTION:
+        raise ValueError(f"memory is {memory!r}; use one of {', '.join(_DESCRIPTION)}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; use at least 1 token")
+    if expansion <= 0 or (memory == "linear" and expansion != 1):
+        raise ValueError(f"expansion is {expansion}; use a positive number, and 1 for linear memories")
+    if half_life <= 0 or not 0 < generator_rate < 1:
+        raise ValueError(f"half_life={half_life} must be positive and generator_rate={generator_rate} in (0, 1)")
+
+
+def _logit_of(half_life: float) -> float:
+    """The gate bias at which alpha ** half_life = 1/2."""
+    alpha = 0.5 ** (1 / half_life)
+    return math.log(alpha / (1 - alpha))
+
+
+def _memory_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _prepend(
+    inputs: Tensor, state: SelfModifyingState | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Each row's open chunk before its new inputs: (B, n+T, ·), real tokens per row, and where new ones begin.
+
+    The last two are None where every row is fresh and full: nothing to select.
+    """
+    if state is None:
+        return inputs, lengths, None if lengths is None else torch.zeros_like(lengths)
+    rows, tokens = inputs.shape[:2]
+    count = state.count.to(inputs.device)
+    old = state.pending.shape[1]
+    joined = torch.cat([state.pending.to(inputs.dtype), inputs], 1)
+    place = torch.arange(old + tokens, device=inputs.device).expand(rows, -1)
+    source = torch.where(place < count[:, None], place, place + old - count[:, None]).clamp(max=old + tokens - 1)
+    joined = joined.gather(1, source[..., None].expand(-1, -1, joined.shape[-1]))
+    return joined, count + (tokens if lengths is None else lengths.to(count.device)), count
+
+
+def _skip(y: Tensor, offset: Tensor | None, tokens: int) -> Tensor:
+    """The outputs of the new tokens: y[b, offset_b : offset_b + tokens]."""
+    if offset is None:
+        return y
+    index = offset[:, None] + torch.arange(tokens, device=y.device)
+    return y.gather(1, index[..., None, None].expand(-1, -1, *y.shape[2:]))
+
+
+def _open_chunk(joined: Tensor, total: Tensor | None, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """The inputs after each row's last chunk border, zeros behind, and how many they are."""
+    rows, tokens = joined.shape[:2]
+    if total is None:
+        count = tokens % chunk_size
+        return joined[:, tokens - count :], torch.full((rows,), count, dtype=torch.long, device=joined.device)
+    count = total % chunk_size
+    longest = int(count.max()) if rows else 0
+    place = torch.arange(longest, device=joined.device)
+    index = ((total - count)[:, None] + place).clamp(max=max(tokens - 1, 0))
+    pending = joined.gather(1, index[..., None].expand(-1, -1, joined.shape[-1]))
+    return pending.masked_fill((place >= count[:, None])[..., None], 0), count

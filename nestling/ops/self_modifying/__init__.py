@@ -1,0 +1,5 @@
+"""Self-modifying Titans: memories that generate the keys, values and rates they are written with."""
+
+from nestling.ops.self_modifying.rule import GENERATORS, READ, Rule, memory_names
+
+__all__ = ["GENERATORS", "READ", "Rule", "memory_names"]
