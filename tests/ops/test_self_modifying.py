@@ -1,0 +1,176 @@
+"""Self-modifying Titans: the chunk form equals the token loop, forward and every gradient; the loop passes gradcheck."""
+
+import pytest
+import torch
+
+from nestling.ops.self_modifying import Rule, chunk, reference
+
+KINDS = ("linear", "features", "mlp")
+LITERAL = Rule(objective="l2", erase="undecayed", decay_to="zero", read="anchor", self_values=True, eta_max=0.5)
+RULES = {
+    "default": Rule(),
+    "literal": LITERAL,
+    "literal, causal": Rule(objective="l2", erase="undecayed", decay_to="zero", self_values=True, eta_max=0.5),
+    "literal, dot": Rule(erase="undecayed", decay_to="zero", eta_max=1.0),
+    "undecayed, initial": Rule(erase="undecayed", eta_max=1.0),
+    "decayed, zero": Rule(decay_to="zero"),
+    "l2, initial": Rule(objective="l2", eta_max=0.5),
+    "no erase": Rule(erase="none"),
+    "no erase, l2, zero": Rule(erase="none", objective="l2", decay_to="zero", eta_max=0.5),
+    "anchor": Rule(read="anchor"),
+    "hidden erase": Rule(erase_hidden=True, eta_max=1.0),
+    "hidden erase, undecayed": Rule(erase_hidden=True, erase="undecayed", eta_max=1.0, objective="dot"),
+    "hidden erase, l2, zero": Rule(erase_hidden=True, objective="l2", decay_to="zero", eta_max=0.5, self_values=True),
+}
+
+
+def inputs(kind, tokens, *, adaptive_q=False, rows=2, heads=2, width=4, hidden=6, state=True):
+    """Leaves of one call, float64, by argument name; decays between about 0.7 and 1."""
+    memories = 6 if adaptive_q else 5
+
+    def normal(*shape, scale=1.0):
+        return torch.randn(*shape, dtype=torch.float64) * scale
+
+    shapes = {"linear": [(width, width)], "features": [(hidden, width)], "mlp": [(width, hidden), (hidden, width)]}
+    weights = tuple(normal(heads, memories, *s, scale=s[0] ** -0.5) for s in shapes[kind])
+    return {
+        "z": normal(rows, tokens, heads, width),
+        "q": None if adaptive_q else torch.nn.functional.normalize(normal(rows, tokens, heads, width), dim=-1),
+        "weights": weights,
+        "gate_weight": normal(2, heads, width),
+        "gate_bias": torch.tensor([[0.0], [3.0]], dtype=torch.float64).repeat(1, heads),
+        "rates": torch.rand(heads, memories, dtype=torch.float64),
+        "features": normal(heads, width, hidden) if kind == "features" else None,
+        "state": tuple(normal(rows, *w.shape, scale=0.2) for w in weights) if state else None,
+    }
+
+
+def leaves(tree):
+    """The tensors of an argument dictionary, in order."""
+    return [t for x in tree.values() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
+
+
+def call(form, arguments, **options):
+    given = dict(arguments)
+    places = [given.pop(n) for n in ("z", "q", "weights", "gate_weight", "gate_bias", "rates")]
+    return form.self_modifying(*places, **given, **options)
+
+
+def forward_and_gradients(form, arguments, lengths, **options):
+    """Outputs, final state, and the gradient of a fixed random functional of both in every input."""
+    for leaf in leaves(arguments):
+        leaf.requires_grad_()
+    y, state = call(form, arguments, lengths=lengths, **options)
+    if lengths is not None:  # what padding returns is arbitrary
+        y = y * (torch.arange(y.shape[1]) < lengths[:, None])[..., None, None]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in (y, *state))
+    grads = torch.autograd.grad(loss, leaves(arguments), allow_unused=True)
+    zero = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves(arguments), strict=True)]
+    return [y, *state, *zero]
+
+
+def assert_forms_agree(kind, rule, tokens, chunk_size, *, lengths=None, **options):
+    arguments = inputs(kind, tokens, **options)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    got = forward_and_gradients(chunk, arguments, lengths, rule=rule, chunk_size=chunk_size)
+    want = forward_and_gradients(reference, arguments, lengths, rule=rule, chunk_size=chunk_size)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, b.abs().max().item()), msg=lambda m, i=i: f"{i}: {m}")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_rule_of_every_memory(kind, rule):
+    assert_forms_agree(kind, RULES[rule], 11, 4)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 100])
+@pytest.mark.parametrize("chunk_size", [1, 16, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_odd_lengths_and_chunk_sizes(kind, chunk_size, tokens):
+    rule = Rule(erase_hidden=True, eta_max=1.0) if kind == "mlp" else Rule()
+    assert_forms_agree(kind, rule, tokens, chunk_size, rows=1)
+
+
+@pytest.mark.parametrize(("kind", "chunk_size"), [("features", 64), ("linear", 16), ("mlp", 64), ("features", 1)])
+def test_a_thousand_tokens(kind, chunk_size):
+    rule = Rule(objective="l2", eta_max=0.5) if kind == "mlp" else Rule()
+    assert_forms_agree(kind, rule, 1000, chunk_size, rows=1, heads=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generated_queries_fresh_state_and_ragged_rows(kind):
+    assert_forms_agree(kind, Rule(), 11, 4, adaptive_q=True, state=False)
+    assert_forms_agree(kind, Rule(), 11, 4, rows=4, lengths=[11, 7, 4, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("linear", "default"), ("features", "l2, initial"), ("mlp", "hidden erase"), ("mlp", "literal")],
+)
+def test_gradcheck_of_the_reference(kind, rule):
+    arguments = inputs(kind, 3, rows=1, heads=1, width=2, hidden=3)
+    names = [n for n, x in arguments.items() if isinstance(x, torch.Tensor)]
+    tensors = [arguments[n].requires_grad_() for n in names]
+    weights, state = ([x.requires_grad_() for x in arguments[n]] for n in ("weights", "state"))
+
+    def run(*given):
+        trees = {**arguments, **dict(zip(names, given, strict=False))}
+        rest = given[len(names) :]
+        trees["weights"], trees["state"] = tuple(rest[: len(weights)]), tuple(rest[len(weights) :])
+        y, final = call(reference, trees, rule=RULES[rule], chunk_size=2)
+        return (y, *final)
+
+    assert torch.autograd.gradcheck(run, (*tensors, *weights, *state))
+
+
+def test_second_derivatives_of_the_chunk_form():
+    arguments = inputs("features", 3, rows=1, heads=1, width=2, hidden=2)
+    z, weight = arguments["z"].requires_grad_(), arguments["weights"][0].requires_grad_()
+
+    def run(z, weight):
+        return call(chunk, {**arguments, "z": z, "weights": (weight,)}, rule=Rule(), chunk_size=2)[0]
+
+    assert torch.autograd.gradgradcheck(run, (z, weight))
+
+
+def test_float32_stays_close_to_float64():
+    arguments = inputs("features", 300, width=8, hidden=8, state=False)
+    exact, _ = call(chunk, arguments, rule=Rule(), chunk_size=64)
+    single = {n: x.float() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+    single["weights"] = tuple(w.float() for w in arguments["weights"])
+    y, _ = call(chunk, single, rule=Rule(), chunk_size=64)
+    assert y.dtype == torch.float32
+    assert (y - exact).square().mean().sqrt() < 1e-5 * exact.square().mean().sqrt()
+
+
+def test_strong_decay_does_not_overflow():
+    arguments = inputs("linear", 200, state=False)
+    arguments["gate_bias"] = torch.tensor([[0.0], [-40.0]], dtype=torch.float64).repeat(1, 2)
+    for value in forward_and_gradients(chunk, arguments, None, rule=Rule(), chunk_size=64):
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "l2"}, "lower eta_max"),
+        ({"erase": "undecayed", "eta_max": 1.5}, "lower eta_max"),
+        ({"erase": "sometimes"}, "use one of"),
+        ({"read": "future"}, "use one of"),
+    ],
+)
+def test_a_rule_that_cannot_be_stable_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(**options)
+
+
+def test_wrong_shapes_are_refused():
+    arguments = inputs("linear", 3)
+    with pytest.raises(ValueError, match="chunk_size"):
+        call(chunk, arguments, rule=Rule(), chunk_size=0)
+    with pytest.raises(ValueError, match="5, and one more"):
+        call(chunk, {**arguments, "q": None}, rule=Rule(), chunk_size=2)
+    with pytest.raises(ValueError, match="not 3 to 3"):
+        call(chunk, {**arguments, "z": arguments["z"][..., :3]}, rule=Rule(), chunk_size=2)
