@@ -118,12 +118,14 @@ def _combine(fn: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Tree], ro
     parts = children(model)
     if parts is None:
         if any(t != model for t in trees if t is not None):
-            raise ValueError(f"states differ in a constant ({[t for t in trees]}); only states of one model combine")
+            raise ValueError(f"states differ in a constant ({list(trees)}); only states of one model combine")
         return model
-    below = [children(t) if t is not None else dict.fromkeys(parts) for t in trees]
-    if any(b is None or b.keys() != parts.keys() for b in below):
+    below = [children(t) or {} for t in trees]
+    if isinstance(model, dict):  # a key that is missing on one side is "nothing yet" there
+        parts = {name: None for b in below for name in b}
+    elif any(b and b.keys() != parts.keys() for b in below):
         raise ValueError("states differ in structure; only states of one model combine")
-    return rebuild(model, {name: _combine(fn, [b[name] for b in below if b is not None], rows) for name in parts})
+    return rebuild(model, {name: _combine(fn, [b.get(name) for b in below], rows) for name in parts})
 
 
 def _zeros_like_rows(x: Tensor, rows: int) -> Tensor:
@@ -177,3 +179,13 @@ def unflatten(named: dict[str, Tensor], skeleton: Any) -> Tree:
         case {"class": str(name), "fields": dict(parts)} if name in _REGISTRY:
             return _REGISTRY[name](**{field: unflatten(named, part) for field, part in parts.items()})
     raise ValueError(f"not a state of this library: {str(skeleton)[:80]!r}; it is damaged or from another version")
+
+
+def put_rows(tree: Tree, index: Tensor, part: Tree, rows: int) -> Tree:
+    """`tree` (of `rows` rows) with its rows `index` replaced by those of `part`."""
+
+    def put(parts: Sequence[Tensor]) -> Tensor:
+        whole, new = _padded(parts)
+        return whole.index_copy(0, index.to(whole.device), new)
+
+    return _combine(put, [tree, part], [rows, len(index)])

@@ -1,0 +1,43 @@
+"""Continuum Memory System: MLP blocks that are written on their own periods, per sequence, by the task loss."""
+
+from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe
+from .level import ContinuumLevel, LevelState, Observation
+from .linear import FastLinear, Reading, reading
+from .matrix import FastMatrix
+from .memory import (
+    ContinuumMemory,
+    ContinuumStack,
+    GatedMLP,
+    IndependentContinuumMemory,
+    NestedContinuumMemory,
+    check_periods,
+)
+from .rules import DIRECTIONS, AdamLike, InnerRule, Momentum
+
+__all__ = [
+    "DIRECTIONS",
+    "AdamLike",
+    "ContinuumLevel",
+    "ContinuumMemory",
+    "ContinuumStack",
+    "FastLinear",
+    "FastMatrix",
+    "FastState",
+    "GatedMLP",
+    "IndependentContinuumMemory",
+    "InnerRule",
+    "LevelState",
+    "Momentum",
+    "NestedContinuumMemory",
+    "Observation",
+    "Reading",
+    "absorb",
+    "check_periods",
+    "continuum_levels",
+    "current",
+    "fast_weights",
+    "initial_state",
+    "learn",
+    "observe",
+    "reading",
+]

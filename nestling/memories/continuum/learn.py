@@ -1,0 +1,185 @@
+"""Reading and writing the continuum levels of any module: fast weights in, task loss, fast weights out.
+
+    levels = continuum_levels(model)
+    with reading(current(levels, state, record=True)) as now:
+        loss = ...                                            # forward, with the fast weights of each sequence
+    seen, _ = observe(levels, now, loss, targets=...)         # ordinary backprop of the task loss, at the maps' outputs
+    state = absorb(levels, state, seen, tokens)               # accumulate; write the levels whose period is full
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .level import ContinuumLevel, LevelState, Observation
+from .linear import FastLinear, Reading, Trace, reading
+from .matrix import FastMatrix
+
+FastState = dict[str, LevelState]
+
+
+def continuum_levels(module: nn.Module) -> dict[str, ContinuumLevel]:
+    """All levels of a module that are ever written, by their path."""
+    return {path: m for path, m in module.named_modules() if isinstance(m, ContinuumLevel) and m.writable}
+
+
+def initial_state(levels: dict[str, ContinuumLevel], rows: int, device: torch.device) -> FastState:
+    """Fast weights of `rows` sequences that have read nothing."""
+    return {path: level.initial_state(rows, device) for path, level in levels.items()}
+
+
+def current(levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False) -> Reading:
+    """The reading in which every level uses the fast weights of `state`."""
+    deltas: dict[nn.Module, FastMatrix] = {}
+    growth: dict[nn.Module, Tensor] = {}
+    for path, level in levels.items():
+        for name, delta in state[path].delta.items():
+            deltas[level.maps[name]] = delta
+            if level.rule.learned and torch.is_grad_enabled():
+                growth[level.maps[name]] = (level.inner_log_rate - level.inner_log_rate.detach()).exp()
+    return Reading(deltas, growth, {} if record else None)
+
+
+def observe(
+    levels: dict[str, ContinuumLevel],
+    now: Reading,
+    loss: Tensor,
+    *,
+    targets: Tensor,
+    valid: Tensor | None = None,
+    also: Sequence[Tensor] = (),
+    retain: bool = False,
+    exact: bool = False,
+) -> tuple[dict[str, Observation], list[Tensor | None]]:
+    """What a recorded segment says about each level: the gradient of the task loss through all that came later.
+
+    Args:
+        now: the reading, recorded, in which `loss` was computed.
+        loss: scalar, the SUM of the token losses of the segment over all rows.
+        targets: (B,) number of predicted tokens behind `loss`.
+        valid: (B, T) bool, False = padding, which never counts as a key; None = all are real.
+        also: further tensors whose gradients are wanted from the same backward pass.
+        retain: keep the graph for an outer backward. exact: keep the gradient's own graph (meta-gradients).
+    Returns the observations by level, and the gradients of `also` (None where the loss does not depend on one).
+    """
+    tape = now.tape or {}
+    uses = [(m, trace) for m, traces in tape.items() for trace in traces]
+    grads = torch.autograd.grad(
+        loss, [t.z for _, t in uses] + list(also), retain_graph=retain or exact, create_graph=exact, allow_unused=True
+    )
+    errors: dict[nn.Module, list[tuple[Trace, Tensor]]] = {}
+    for (m, trace), grad in zip(uses, grads[: len(uses)], strict=True):
+        if grad is not None:
+            errors.setdefault(m, []).append((trace, grad))
+    seen = {path: _observation(level, errors, targets, valid, exact) for path, level in levels.items()}
+    return seen, list(grads[len(uses) :])
+
+
+def _observation(
+    level: ContinuumLevel,
+    errors: dict[nn.Module, list[tuple[Trace, Tensor]]],
+    targets: Tensor,
+    valid: Tensor | None,
+    exact: bool,
+) -> Observation:
+    gradient: dict[str, FastMatrix] = {}
+    keys: dict[str, FastMatrix] = {}
+    seen: dict[str, Tensor] = {}
+    for name, m in level.maps.items():
+        for trace, error in errors.get(m, ()) if not level.rule.static else ():
+            x, delta = _as_rows(trace.x, m.weight), _as_rows(error, m.weight)
+            x, delta = (x, delta) if exact else (x.detach(), delta.detach())
+            gradient[name] = gradient.get(name, FastMatrix()).plus_outer(delta, x)
+            if valid is not None and valid.shape[1] == x.shape[1]:
+                x = x * valid.unsqueeze(-1)
+            if level.rule.erase:
+                unit = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+                keys[name] = keys.get(name, FastMatrix()).plus_outer(unit, unit)
+            if level.rule.online:
+                seen[name] = seen.get(name, 0) + x.transpose(1, 2) @ x
+    return Observation(gradient, keys, seen, targets)
+
+
+def _as_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, ..., I) -> (B, T, I) in the precision of the weights."""
+    return x.reshape(x.shape[0], -1, x.shape[-1]).to(weight.dtype)
+
+
+def absorb(
+    levels: dict[str, ContinuumLevel], state: FastState, seen: dict[str, Observation], tokens: Tensor, *, exact: bool = False
+) -> FastState:
+    """Close a segment of `tokens` (B,) tokens on every level; write the levels whose period is full."""
+    with torch.set_grad_enabled(exact):
+        after = {path: level.absorb(state[path], seen[path], tokens) for path, level in levels.items()}
+        for path, level in levels.items():
+            outer = _slower(path)
+            if level.rule.reset == "outer" and outer in levels:
+                after[path] = level.forget(after[path], after[outer].writes > state[outer].writes)
+    return after
+
+
+def _slower(path: str) -> str:
+    """The next slower level of the same stack: levels stand fast to slow in a list."""
+    stack, _, index = path.rpartition(".")
+    return f"{stack}.{int(index) + 1}" if index.isdigit() else ""
+
+
+def tokens_to_write(levels: dict[str, ContinuumLevel], state: FastState) -> Tensor | None:
+    """(B,) tokens until the next write of any level, or None if nothing is ever written."""
+    waits = [int(level.period) - state[path].clock for path, level in levels.items()]
+    return torch.stack(waits).amin(0) if waits else None
+
+
+def learn(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Tensor], Tensor],
+    tokens: Tensor,
+    state: FastState | None = None,
+) -> FastState:
+    """Let every `ContinuumMemory` in `model` learn from a stretch of input. The general write; inputs need not be text.
+
+    Args:
+        model: any module that contains continuum levels; its parameters stay as they are.
+        loss_fn: loss_fn(model, piece) -> the task loss per row, (B,) or (B, T); not averaged over rows.
+        tokens: (B, T, ...) input, one row a sequence, dimension 1 the clock.
+        state: fast weights from an earlier call; None = none yet.
+    Returns the new state: read with it under `fast_weights(model, state)`.
+    Raises ValueError if the model has no level to write or the loss is not given per row.
+    """
+    levels = continuum_levels(model)
+    if not levels:
+        raise ValueError("learn: the model has no ContinuumMemory with a finite period; add one, or convert its MLPs")
+    rows, length = tokens.shape[:2]
+    state = initial_state(levels, rows, tokens.device) if state is None else state
+    start = 0
+    while start < length:
+        wait = tokens_to_write(levels, state)
+        assert wait is not None
+        piece = tokens[:, start : start + int(wait.min())]
+        with torch.enable_grad(), reading(current(levels, state, record=True)) as now:
+            loss = loss_fn(model, piece)
+        if loss.shape[:1] != (rows,):
+            raise ValueError(f"learn: loss_fn returned shape {tuple(loss.shape)}; return the loss per row, ({rows},)")
+        count = torch.full((rows,), piece.shape[1], device=tokens.device)
+        seen, _ = observe(levels, now, loss.sum(), targets=count)
+        state = absorb(levels, state, seen, count)
+        start += piece.shape[1]
+    return state
+
+
+def fast_weights(model: nn.Module, state: FastState):  # type: ignore[no-untyped-def]
+    """Context in which `model` reads with the fast weights of `state` (one row per sequence)."""
+    return reading(current(continuum_levels(model), state))
+
+
+def second_moments(tape: dict[nn.Module, list[Trace]]) -> dict[FastLinear, Tensor]:
+    """Mean of x x^T over all recorded inputs of each map, (I, I)."""
+    made: dict[FastLinear, Tensor] = {}
+    for m, traces in tape.items():
+        assert isinstance(m, FastLinear)
+        x = torch.cat([t.x.detach().reshape(-1, t.x.shape[-1]) for t in traces]).to(m.weight.dtype)
+        made[m] = x.T @ x / len(x)
+    return made

@@ -1,0 +1,207 @@
+"""ContinuumLevel: weights that are written once per period of tokens; its state, and the write itself.
+
+One level is an associative memory: its keys are the inputs x of its linear maps, its values the errors -delta that
+the task loss sends back to their outputs, its rule an `InnerRule`, its clock the tokens its sequence has read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ...core.level import Level
+from ...core.state import state_class, where_rows
+from .linear import FastLinear
+from .matrix import FastMatrix
+from .rules import InnerRule, Moments
+
+
+@state_class
+class LevelState:
+    """What one level of one layer carries, per sequence. Dictionaries go by the name of the linear map.
+
+    Attributes:
+        delta: what was written so far, W + delta is in force.
+        gradient: sum of the gradients since the last write.
+        keys: sum of x x^T / |x|^2 since the last write (only for rules that erase).
+        moments: what the direction keeps between writes.
+        seen: running mean of x x^T over all that was read (only for online rules), with its pending sum.
+        targets: (B,) predicted tokens in `gradient`.
+        clock: (B,) closed tokens since the last write.
+        writes: (B,) number of writes.
+        norm: (B,) length of the last write, relative to the weights.
+    """
+
+    delta: dict[str, FastMatrix]
+    gradient: dict[str, FastMatrix]
+    keys: dict[str, FastMatrix]
+    moments: dict[str, Moments]
+    seen: dict[str, Tensor]
+    pending: dict[str, Tensor]
+    targets: Tensor
+    clock: Tensor
+    writes: Tensor
+    norm: Tensor
+
+
+@state_class
+class Observation:
+    """What a segment says about one level: gradient sums and key moments by linear map, (B,) predicted tokens."""
+
+    gradient: dict[str, FastMatrix]
+    keys: dict[str, FastMatrix]
+    seen: dict[str, Tensor]
+    targets: Tensor
+
+
+class ContinuumLevel(nn.Module):
+    """A module whose `FastLinear` maps are written together once every `period` tokens.
+
+    Args:
+        body: any module (B, T, D) -> (B, T, D') that contains FastLinear maps.
+        period: tokens between two writes; math.inf = a frozen level.
+        rule: how it writes.
+        name: shown by `levels()`.
+    Raises ValueError for a period below 1 or without FastLinear in the body.
+    """
+
+    def __init__(self, body: nn.Module, *, period: float, rule: InnerRule, name: str = "level") -> None:
+        super().__init__()
+        if not (period >= 1 and (math.isinf(period) or period == int(period))):
+            raise ValueError(f"period={period} of {name} must be a whole number of tokens >= 1, or inf for a frozen level")
+        self.body, self.period, self.rule, self.name = body, period, rule, name
+        self.maps = {path: m for path, m in body.named_modules() if isinstance(m, FastLinear)}
+        if not self.maps:
+            raise ValueError(f"{name} contains no FastLinear, so nothing in it could be written")
+        log_rate = torch.tensor(math.log(rule.rate) if rule.rate > 0 else -math.inf)
+        if rule.learned:
+            self.inner_log_rate = nn.Parameter(log_rate)
+        else:
+            self.register_buffer("inner_log_rate", log_rate, persistent=False)
+
+    @property
+    def writable(self) -> bool:
+        """False for a frozen level."""
+        return math.isfinite(self.period)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def initial_state(self, rows: int, device: torch.device) -> LevelState:
+        """The state before the first token: nothing written, all clocks at zero."""
+        count = torch.zeros(rows, dtype=torch.long, device=device)
+        return LevelState({}, {}, {}, {}, {}, {}, count, count, count, torch.zeros(rows, device=device))
+
+    def absorb(self, state: LevelState, seen: Observation, tokens: Tensor) -> LevelState:
+        """Close a segment of `tokens` (B,) tokens: add what it says, and write where the period is full."""
+        gradient = {n: state.gradient[n].plus(g) if n in state.gradient else g for n, g in seen.gradient.items()}
+        keys = {n: state.keys[n].plus(k) if n in state.keys else k for n, k in seen.keys.items()}
+        pending = {n: state.pending.get(n, 0) + s for n, s in seen.seen.items()}
+        clock, targets = state.clock + tokens, state.targets + seen.targets
+        full = LevelState(
+            state.delta, gradient, keys, state.moments, state.seen, pending, targets, clock, state.writes, state.norm
+        )
+        due = clock >= self.period
+        if not bool(due.any()):
+            return full
+        written = self._write(full)
+        return written if bool(due.all()) else where_rows(due, written, full)
+
+    def _write(self, s: LevelState) -> LevelState:
+        """The inner rule, on every row."""
+        delta, moments, seen, lengths, sizes = dict(s.delta), dict(s.moments), dict(s.seen), [], []
+        count = s.targets.clamp_min(1)
+        for name, gradient in s.gradient.items() if not self.rule.static else ():
+            m = self.maps[name]
+            if name in s.pending:
+                seen[name] = s.seen.get(name, 0) + s.pending[name]
+            mean = gradient.times(1 / count)
+            step, moments[name] = self._direction(mean, s.moments.get(name, {}))
+            step = self._metric(step, m, seen.get(name))
+            scale, size = self._length(step.norm(), m.weight)
+            old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name), count)
+            delta[name] = old.plus(step.times(-scale))
+            lengths.append(scale.detach() * step.norm().detach())
+            sizes.append(size)
+        norm = s.norm
+        if lengths:
+            norm = torch.stack(lengths).square().sum(0).sqrt() / torch.stack(sizes).square().sum().sqrt()
+        zero = torch.zeros_like(s.clock)
+        return LevelState(delta, {}, {}, moments, seen, {}, zero, zero, s.writes + 1, norm.float())
+
+    def _direction(self, gradient: FastMatrix, moments: Moments) -> tuple[FastMatrix, Moments]:
+        if self.rule.direction is None:
+            return gradient, {}
+        step, kept = self.rule.direction(gradient.to_dense(), moments)
+        return FastMatrix(dense=step), kept
+
+    def _metric(self, step: FastMatrix, m: FastLinear, seen: Tensor | None) -> FastMatrix:
+        """Turn the write away from directions that old inputs use: step (I + kappa C)^-1."""
+        if self.rule.kappa == 0:
+            return step
+        if seen is None:
+            return step if m.inner_metric is None else step.times_matrix(m.inner_metric.to(m.weight.dtype))
+        online = seen / seen.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30).view(-1, 1, 1)
+        old = online if m.inner_keys is None or not bool(m.inner_keys.any()) else (m.inner_keys + online) / 2
+        eye = torch.eye(old.shape[-1], dtype=old.dtype, device=old.device)
+        return step.times_matrix(torch.linalg.inv(eye + self.rule.kappa * old))
+
+    def _length(self, norm: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor (B,) that gives a step of Frobenius norm (B,) its length, and the size of the weight."""
+        size = torch.linalg.vector_norm(weight.detach())
+        rate, safe = self.inner_log_rate.exp(), norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        scale = rate * size / safe if self.rule.relative else rate.expand_as(norm)
+        return torch.minimum(scale, self.rule.bound * size / safe), size
+
+    def _retain(self, delta: FastMatrix, keys: FastMatrix | None, count: Tensor) -> FastMatrix:
+        """What stays of earlier writes: (1 - decay) D (I - erase K)."""
+        if delta.empty:
+            return delta
+        if self.rule.erase and keys is not None:
+            delta = delta.erase(keys, self.rule.erase / count)
+        return delta.times(torch.full_like(count, 1 - self.rule.decay, dtype=torch.float32)) if self.rule.decay else delta
+
+    def forget(self, state: LevelState, rows: Tensor) -> LevelState:
+        """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""
+        fresh = self.initial_state(len(rows), rows.device)
+        return where_rows(rows, LevelState(**{**vars(fresh), "writes": state.writes, "norm": state.norm}), state)
+
+    def levels(self) -> list[Level]:
+        """The box of this level."""
+        decay = self.rule.decay
+        half_life = self.period * math.log(0.5) / math.log1p(-decay) if 0 < decay < 1 and self.writable else None
+        return [
+            Level(
+                name=self.name,
+                memory=type(self.body).__name__,
+                objective="task loss of the last period",
+                rule=self.describe_rule(),
+                clock="token",
+                period=self.period,
+                parameters=sum(p.numel() for p in self.parameters()),
+                half_life=half_life,
+                transfer="backpropagation",
+                state_bytes=self.state_bytes(),
+            )
+        ]
+
+    def describe_rule(self) -> str:
+        """The inner rule in a few words."""
+        if not self.writable:
+            return "frozen"
+        rule = self.rule
+        words = [type(rule.direction).__name__ if rule.direction else "gradient"]
+        words += [f"erase {rule.erase:g}"] * bool(rule.erase) + [f"decay {rule.decay:g}"] * bool(rule.decay)
+        words += [f"old-key metric {rule.kappa:g}"] * bool(rule.kappa) + ["learned rate"] * rule.learned
+        return ", ".join(words)
+
+    def state_bytes(self) -> int:
+        """Upper bound of this level's state per sequence, in bytes of float32: delta, buffers, moments."""
+        if not self.writable:
+            return 0
+        matrices = 2 + {"Momentum": 1, "AdamLike": 2}.get(type(self.rule.direction).__name__, 0)
+        squares = bool(self.rule.erase) + 2 * self.rule.online
+        weights = sum(matrices * m.weight.numel() + squares * m.in_features**2 for m in self.maps.values())
+        return 4 * weights + 8 * 4 + 4 * len(self.maps)

@@ -1,0 +1,110 @@
+"""FastLinear: a linear map that each sequence may bend, and the reading in which that happens.
+
+A `Reading` is what is true while a model reads a piece of text: which fast weights each layer adds to its slow ones,
+and, if something is to be learned from the piece, a tape of what went in (the keys) and what came out (whose
+gradients are the values, the local surprise). It is passed through a context variable, so that it reaches the layers
+through any module, ours or not, and no module ever changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .matrix import FastMatrix
+
+_MERGE_FROM = 16  # tokens from which W + D is formed once instead of applying W and D one after the other
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One use of a FastLinear: its input x (B, T, I) and output z (B, T, O)."""
+
+    x: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Fast weights in force, and the tape (None = nothing is recorded).
+
+    `growth` holds for a learned rate r the factor r / stop_gradient(r) = 1: it lets the first-order outer gradient
+    see dL/d log r = <dL/dD, D>, the slope along the way the weights have gone.
+    """
+
+    deltas: dict[nn.Module, FastMatrix]
+    growth: dict[nn.Module, Tensor] = field(default_factory=dict)
+    tape: dict[nn.Module, list[Trace]] | None = None
+
+
+_ACTIVE: ContextVar[Reading | None] = ContextVar("nestling_reading", default=None)
+
+
+@contextmanager
+def reading(now: Reading) -> Iterator[Reading]:
+    """Make `now` the reading of every FastLinear called inside."""
+    token = _ACTIVE.set(now)
+    try:
+        yield now
+    finally:
+        _ACTIVE.reset(token)
+
+
+class FastLinear(nn.Linear):
+    """nn.Linear whose weight is W + D, with D of the sequence at hand, while a `Reading` says so; else nn.Linear.
+
+    With `metric` it also keeps what old text looked like from its input side: `inner_keys` (I, I), the second moment
+    of its inputs scaled to mean eigenvalue 1, and `inner_metric` = (I + kappa C)^-1, which turns a write away from
+    directions that old text uses (design: old-key metric). Until `remember` is called both are neutral.
+    """
+
+    inner_keys: Tensor | None
+    inner_metric: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False, metric: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.register_buffer("inner_keys", torch.zeros(in_features, in_features) if metric else None)
+        self.register_buffer("inner_metric", torch.eye(in_features) if metric else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = _ACTIVE.get()
+        if now is None:
+            return F.linear(x, self.weight, self.bias)
+        z = self._read(x, now)
+        if now.tape is not None:
+            if not z.requires_grad:
+                z.requires_grad_()
+            now.tape.setdefault(self, []).append(Trace(x, z))
+        return z
+
+    def _read(self, x: Tensor, now: Reading) -> Tensor:
+        delta = now.deltas.get(self)
+        if delta is None or delta.empty:
+            return F.linear(x, self.weight, self.bias)
+        if self in now.growth:
+            delta = delta.times(now.growth[self].expand(x.shape[0]))
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        if delta.left is None and rows.shape[1] >= _MERGE_FROM and not torch.is_autocast_enabled(x.device.type):
+            weight = (self.weight + delta.to_dense()).to(x.dtype)
+            y = rows @ weight.transpose(1, 2)
+        else:
+            y = F.linear(rows, self.weight) + delta.apply(rows)
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1)
+
+    def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
+        """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) is what stays of before."""
+        if self.inner_keys is None or self.inner_metric is None:
+            return
+        with torch.no_grad():
+            scaled = moment / moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
+            fresh = not bool(self.inner_keys.any())
+            self.inner_keys.lerp_(scaled, 1.0 if fresh else 1.0 - keep)
+            eye = torch.eye(self.in_features, dtype=scaled.dtype, device=scaled.device)
+            self.inner_metric.copy_(torch.linalg.inv(eye + kappa * self.inner_keys))

@@ -1,0 +1,134 @@
+"""The Continuum Memory System: MLP blocks with a period each, in a chain, nested, or side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.level import Level
+from .learn import FastState, continuum_levels, current
+from .level import ContinuumLevel
+from .linear import FastLinear, reading
+from .rules import InnerRule
+
+
+class GatedMLP(nn.Module):
+    """Pre-norm SwiGLU: x -> W_out (silu(g) * u), [g, u] = W_in norm(x). No biases: they are never worth writing."""
+
+    def __init__(self, dim: int, hidden: int, *, metric: bool) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.inner = FastLinear(dim, 2 * hidden, metric=metric)
+        self.outer = FastLinear(hidden, dim, metric=metric)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.inner(self.norm(x)).chunk(2, dim=-1)
+        return self.outer(F.silu(gate) * up)
+
+
+class ContinuumStack(nn.Module, ABC):
+    """Levels of a CMS, fast to slow. Abstract: the finals say how the levels are joined.
+
+    Args:
+        dim: width of the stream.
+        periods: tokens between two writes, fast to slow; math.inf = frozen.
+        hidden: hidden width of all levels together; one MLP of that width has the same parameters.
+        rules: one `InnerRule`, or one per level.
+        slow_first: apply the slow levels first (the index order of eq. (70)) instead of fast first (its figure).
+    Raises ValueError for unordered periods, a period not a multiple of the shortest, or too small a width.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        periods: Sequence[float],
+        *,
+        hidden: int | None = None,
+        rules: InnerRule | Sequence[InnerRule] = InnerRule(),  # noqa: B008 (frozen)
+        slow_first: bool = False,
+    ) -> None:
+        super().__init__()
+        check_periods(periods)
+        hidden = 8 * dim // 3 if hidden is None else hidden
+        widths = [hidden // len(periods) + (i < hidden % len(periods)) for i in range(len(periods))]
+        if min(widths) < 1:
+            raise ValueError(f"hidden={hidden} is too small for {len(periods)} periods; use at least {len(periods)}")
+        rules = [rules] * len(periods) if isinstance(rules, InnerRule) else list(rules)
+        if len(rules) != len(periods):
+            raise ValueError(f"{len(rules)} rules for {len(periods)} periods; give one rule, or one per period")
+        self.slow_first = slow_first
+        self.stack = nn.ModuleList(
+            ContinuumLevel(
+                GatedMLP(dim, width, metric=rule.kappa > 0 and period != float("inf")),
+                period=period,
+                rule=rule,
+                name=f"cms {period:g}",
+            )
+            for period, width, rule in zip(periods, widths, rules, strict=True)
+        )
+
+    @abstractmethod
+    def join(self, x: Tensor) -> Tensor:
+        """The output of the whole stack for x (B, T, D)."""
+
+    def forward(self, x: Tensor, state: FastState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, FastState | None]:
+        """Read. The write needs the task loss: `nestling.learn`.
+
+        Args:
+            x: (B, T, D). state: fast weights of this layer alone, from `learn`; None = those of the reading around it.
+        """
+        if state is None:
+            return self.join(x), None
+        with reading(current(continuum_levels(self), state)):
+            return self.join(x), state
+
+    def levels(self) -> list[Level]:
+        """One box per level, fast to slow."""
+        return [box for level in self.stack for box in level.levels()]  # type: ignore[operator]
+
+
+class ContinuumMemory(ContinuumStack):
+    """Sequential CMS, eqs. (70) and (73): x <- x + MLP_l(norm x), level after level."""
+
+    def join(self, x: Tensor) -> Tensor:
+        for level in reversed(self.stack) if self.slow_first else self.stack:
+            x = x + level(x)
+        return x
+
+
+class NestedContinuumMemory(ContinuumMemory):
+    """Nested CMS, eq. (72): when a level writes, the next faster one starts again from its initial state."""
+
+    def __init__(self, dim: int, periods: Sequence[float], *, rules: InnerRule | Sequence[InnerRule] = InnerRule(), **more) -> None:  # type: ignore[no-untyped-def]  # noqa: B008
+        rules = [rules] * len(periods) if isinstance(rules, InnerRule) else list(rules)
+        super().__init__(dim, periods, rules=[replace(rule, reset="outer") for rule in rules], **more)
+
+
+class IndependentContinuumMemory(ContinuumStack):
+    """Independent CMS, eq. (74): x + sum_l a_l MLP_l(norm x) with learned weights a."""
+
+    def __init__(self, dim: int, periods: Sequence[float], **more) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(dim, periods, **more)
+        self.weights = nn.Parameter(torch.ones(len(periods)))
+
+    def join(self, x: Tensor) -> Tensor:
+        return x + sum((a * level(x) for a, level in zip(self.weights, self.stack, strict=True)), torch.zeros_like(x))
+
+
+def check_periods(periods: Sequence[float]) -> None:
+    """Periods run fast to slow and every finite one is a multiple of the shortest."""
+    if not periods:
+        raise ValueError("periods is empty; give at least one, e.g. periods=(float('inf'),) for a frozen MLP")
+    if list(periods) != sorted(periods):
+        raise ValueError(f"periods={tuple(periods)} must run from fast to slow, e.g. {tuple(sorted(periods))}")
+    for period in periods:
+        if period != float("inf") and period % periods[0]:
+            near = max(1, round(period / periods[0])) * periods[0]
+            raise ValueError(
+                f"period {period:g} is not a multiple of the shortest period {periods[0]:g}; use e.g. {near:g}"
+            )

@@ -1,0 +1,33 @@
+"""Models: memories stacked by period. `build` makes one by name."""
+
+from .config import ModelConfig
+from .generate import Generation
+from .hope import Hope
+from .hope_attention import HopeAttention
+from .lm import LanguageModel, Output
+from .presets import MODELS, NAMES, PRESETS, build, config_of, count, from_config, matched
+from .state import Segment, State
+from .state_file import load_state, save_state
+from .transformer import Transformer
+
+__all__ = [
+    "MODELS",
+    "NAMES",
+    "PRESETS",
+    "Generation",
+    "Hope",
+    "HopeAttention",
+    "LanguageModel",
+    "ModelConfig",
+    "Output",
+    "Segment",
+    "State",
+    "Transformer",
+    "build",
+    "config_of",
+    "count",
+    "from_config",
+    "load_state",
+    "matched",
+    "save_state",
+]

@@ -1,0 +1,41 @@
+"""Block: a sequence memory and a continuum memory, pre-norm residual; the only place where the two meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..memories.continuum import ContinuumMemory, ContinuumStack, IndependentContinuumMemory, NestedContinuumMemory
+from .config import ModelConfig
+
+STACKS: dict[str, type[ContinuumStack]] = {
+    "sequential": ContinuumMemory,
+    "nested": NestedContinuumMemory,
+    "independent": IndependentContinuumMemory,
+}
+
+
+class Block(nn.Module):
+    """x <- x + mixer(norm x), then the CMS levels, each with its own norm and residual path.
+
+    Args:
+        mixer: a token memory, `y, state = mixer(x, state, lengths)`.
+        channel: a continuum stack.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, channel: ContinuumStack) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.mixer = mixer
+        self.channel = channel
+
+    def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
+        """x (B, T, D) -> (B, T, D) and the mixer's state."""
+        y, state = self.mixer(self.norm(x), state, lengths)
+        return self.channel(x + y)[0], state
+
+
+def continuum_of(config: ModelConfig, layer: int) -> ContinuumStack:
+    """The CMS of block `layer`."""
+    return STACKS[config.continuum](config.dim, config.periods, hidden=config.width, rules=config.rules(layer))

@@ -1,0 +1,96 @@
+"""Generation: sample one token at a time from a model and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .lm import LanguageModel
+    from .state import State
+
+
+class Generation:
+    """An iterator over sampled tokens (B,); afterwards `.state` is the state after all of them.
+
+    Args:
+        model, tokens (B, T), max_new_tokens, state: what continues what.
+        temperature: 0 = greedy. top_k, top_p: keep the k likeliest tokens, or the fewest with mass p.
+        eos: id after which a row only repeats it and reads nothing more; the loop ends when all rows have.
+        generator: source of randomness.
+        learn_prompt, learn_output: whether the CMS levels learn from the prompt, and from the model's own words.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: Tensor,
+        max_new_tokens: int,
+        state: State | None = None,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos: int | None = None,
+        generator: torch.Generator | None = None,
+        learn_prompt: bool = True,
+        learn_output: bool = False,
+    ) -> None:
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature} must be >= 0; 0 is greedy")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1, or None for all tokens")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p} must lie in (0, 1], or be None")
+        if tokens.shape[1] == 0:
+            raise ValueError("generate: the prompt is empty; give at least one token")
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be >= 0")
+        self.model, self.tokens, self.count, self.state = model, tokens, max_new_tokens, state
+        self.temperature, self.top_k, self.top_p, self.eos, self.generator = temperature, top_k, top_p, eos, generator
+        self.learn_prompt, self.learn_output = learn_prompt, learn_output
+        self._steps = self._run()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._steps
+
+    def all(self) -> Tensor:
+        """All (remaining) sampled tokens at once, (B, n)."""
+        made = list(self._steps)
+        return torch.stack(made, 1) if made else self.tokens[:, :0]
+
+    def _run(self) -> Iterator[Tensor]:
+        with torch.no_grad():
+            out = self.model(self.tokens, self.state, learn=self.learn_prompt)
+        self.state = out.state
+        done = torch.zeros(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
+        logits = out.logits[:, -1]
+        for _ in range(self.count):
+            token = self.sample(logits)
+            if self.eos is not None:
+                token = token.masked_fill(done, self.eos)
+            with torch.no_grad():
+                mask = ~done.unsqueeze(1) if self.eos is not None else None
+                out = self.model(token.unsqueeze(1), self.state, learn=self.learn_output, mask=mask)
+            self.state, logits = out.state, out.logits[:, -1]
+            yield token
+            if self.eos is not None:
+                done = done | (token == self.eos)
+                if bool(done.all()):
+                    return
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """One token (B,) from logits (B, V)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
+        if self.top_p is not None:
+            ordered, index = logits.sort(-1, descending=True)
+            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+            logits = logits.scatter(1, index, ordered.masked_fill(before >= self.top_p, -torch.inf))
+        return torch.multinomial(logits.softmax(-1), 1, generator=self.generator).squeeze(1)

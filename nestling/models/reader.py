@@ -1,0 +1,326 @@
+"""Reader: one call of a model over a stretch of text, segment by segment (docs/levels.md, "How a level learns").
+
+The text is cut where any row's segment ends: where a CMS level's period is full, at a document border, at the end.
+Inside a piece all weights are constant, so a piece is one parallel forward pass. A segment closes when the token
+after it arrives; what it says about the levels comes from the activations of its own pass if these are still there,
+and from reading it again if not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.state import Tree, detach, pad_right, put_rows, select_rows, where_rows
+from ..memories.continuum import (
+    FastState,
+    Observation,
+    Reading,
+    absorb,
+    continuum_levels,
+    current,
+    initial_state,
+    observe,
+    reading,
+)
+from ..memories.continuum.learn import tokens_to_write
+from .state import Carried, Segment
+
+if TYPE_CHECKING:
+    from .lm import LanguageModel
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Text:
+    """Left-aligned tokens of one call.
+
+    Attributes:
+        tokens, targets: (B, T); a target is UNKNOWN where there is none.
+        lengths: (B,) real tokens per row.
+        borders: (B, T) True at the first token of a document, or None.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    lengths: Tensor
+    borders: Tensor | None
+
+
+class Reader:
+    """Carries a state through a text. Collects logits, or the loss and (first-order, segment-wise) its gradients.
+
+    Args:
+        model: a LanguageModel. learn: whether CMS levels observe and write.
+        logits: keep the logits. score: keep the loss.
+        parameters: gradients of the loss w.r.t. these are taken piece by piece as soon as nothing later can depend
+            on a piece ("immediate"); empty = the loss keeps its graph.
+    """
+
+    def __init__(
+        self, model: LanguageModel, text: Text, *, learn: bool, logits: bool, score: bool, parameters: Sequence[Tensor] = ()
+    ) -> None:
+        self.model, self.text, self.learn = model, text, learn
+        self.levels = continuum_levels(model)
+        self.learning = learn and bool(self.levels)
+        self.outer = torch.is_grad_enabled()
+        self.exact = self.outer and model.config.bptt > 0
+        self.cut = not self.outer or model.config.outer == "segment"
+        self.want_logits, self.want_score = logits, score
+        self.parameters = list(parameters)
+        self.gradients: list[Tensor | None] = [None] * len(self.parameters)
+        self.logits: list[Tensor] = []
+        self.loss: Tensor | None = None  # with graph, unless immediate
+        self.value = torch.zeros((), dtype=torch.float64, device=text.tokens.device)
+        self.attached = False  # the mixers carry a graph of this call
+
+    def run(self, carried: Carried | None) -> Carried:
+        """Read the whole text; the state after it."""
+        rows, length = self.text.tokens.shape
+        device = self.text.tokens.device
+        if carried is None:
+            none_read = torch.zeros(rows, dtype=torch.long, device=device)
+            fast = initial_state(self.levels, rows, device)
+            carried = Carried([None] * len(self.model.blocks), fast, None, none_read)
+        column, end = 0, int(self.text.lengths.max()) if rows else 0
+        while column < end:
+            carried = self._settle(carried, column)
+            size = self._piece(carried, column)
+            carried = self._advance(carried, column, size)
+            column += size
+        self._flush()
+        assert column <= length
+        return detach(carried)
+
+    # --- closing segments -------------------------------------------------------------------------------------
+
+    def _settle(self, carried: Carried, column: int) -> Carried:
+        """Before the token at `column` is read: close the segments that end here, start documents afresh."""
+        arrives = column < self.text.lengths
+        border = arrives & self.text.borders[:, column] if self.text.borders is not None else None
+        segment = carried.segment
+        if self.learning and segment is not None:
+            filled = segment.length > 0
+            full = filled & (segment.length >= _waits(self.levels, carried.fast))
+            ends = full | (filled & segment.sealed)
+            ends = arrives & (ends if border is None else ends | (filled & border))
+            if bool(ends.any()):
+                continues = full & ~segment.sealed if border is None else full & ~segment.sealed & ~border
+                carried = self._close(carried, ends, continues, self.text.tokens[:, column])
+        if border is not None and bool(border.any()):
+            carried = self._new_document(carried, border)
+        return carried
+
+    def _close(self, carried: Carried, ends: Tensor, continues: Tensor, arriving: Tensor) -> Carried:
+        segment = carried.segment
+        assert segment is not None
+        if self.cut:
+            carried = replace(carried, mixers=_for_rows(ends, detach(carried.mixers), carried.mixers))
+            self.attached = self.attached and not bool(ends.all())
+        if bool(ends.all()):
+            fast = self._learn_from(segment, carried.fast, continues, arriving)
+        else:
+            index = ends.nonzero().squeeze(1)
+            part, below = select_rows(segment, index), select_rows(carried.fast, index)
+            below = self._learn_from(part, below, continues[index], arriving[index])
+            fast = put_rows(carried.fast, index, below, len(ends))
+        zero = torch.zeros_like(segment.length)
+        rest = replace(
+            segment,
+            length=torch.where(ends, zero, segment.length),
+            sealed=segment.sealed & ~ends,
+            is_ready=segment.is_ready & ~ends,
+            ready=None if bool(ends.all()) else segment.ready,
+        )
+        if bool(ends.all()):
+            rest = replace(rest, tokens=rest.tokens[:, :0], targets=rest.targets[:, :0])
+        return replace(carried, fast=fast, segment=rest)
+
+    def _learn_from(self, segment: Segment, fast: FastState, continues: Tensor, arriving: Tensor) -> FastState:
+        """Observe closed segments, from their own pass or by reading them again, and write."""
+        seen = segment.ready if bool(segment.is_ready.all()) else None
+        if seen is None:
+            with torch.enable_grad():
+                seen = self._read_again(segment, fast, continues, arriving)
+        after = absorb(self.levels, fast, seen, segment.length, exact=self.exact)
+        return self._truncated(after) if self.exact else after
+
+    def _truncated(self, fast: FastState) -> FastState:
+        """Cut the graph of a level's fast weights after every `bptt` of its writes."""
+        return {
+            path: detach(s) if bool((s.writes % self.model.config.bptt == 0).all()) else s for path, s in fast.items()
+        }
+
+    def _read_again(self, segment: Segment, fast: FastState, continues: Tensor, arriving: Tensor) -> dict[str, Observation]:
+        last = (segment.length - 1).clamp_min(0).unsqueeze(1)
+        known = segment.targets.gather(1, last).squeeze(1)
+        final = torch.where(continues & (known == UNKNOWN), arriving, known)
+        targets = segment.targets.scatter(1, last, final.unsqueeze(1))
+        length = int(segment.length.max())
+        even = bool((segment.length == length).all())
+        beyond = torch.arange(targets.shape[1], device=targets.device) >= segment.length[:, None]
+        targets = targets.masked_fill(beyond, UNKNOWN)
+        with reading(current(self.levels, detach(fast), record=True)) as now:
+            hidden, _ = self.model.body(segment.tokens[:, :length], detach(segment.mixers), None if even else segment.length)
+        loss = self.model.token_loss(hidden, targets[:, :length])
+        targets, valid = targets[:, :length], None if even else ~beyond[:, :length]
+        return observe(self.levels, now, loss, targets=(targets >= 0).sum(1), valid=valid)[0]
+
+    def _new_document(self, carried: Carried, border: Tensor) -> Carried:
+        """Empty contexts in the rows where a document starts; levels with that policy go back to their start."""
+        mixers = _for_rows(border, [None] * len(carried.mixers), carried.mixers)
+        fast = dict(carried.fast)
+        for path, level in self.levels.items() if self.learning else ():
+            if level.rule.reset == "document":
+                fast[path] = level.forget(fast[path], border)
+        segment = carried.segment
+        if segment is not None and not self.learning:
+            segment = replace(segment, sealed=segment.sealed | (border & (segment.length > 0)))
+        return replace(carried, mixers=mixers, fast=fast, segment=segment)
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def _piece(self, carried: Carried, column: int) -> int:
+        """Tokens until any row's segment ends."""
+        left = self.text.lengths - column
+        if self.learning:
+            open_ = 0 if carried.segment is None else carried.segment.length
+            left = torch.minimum(left, torch.where(left > 0, _waits(self.levels, carried.fast) - open_, left))
+        if self.text.borders is not None:
+            ahead = self.text.borders[:, column + 1 :]
+            first = torch.where(ahead.any(1), ahead.to(torch.uint8).argmax(1) + 1, left)
+            left = torch.minimum(left, first)
+        return int(left[self.text.lengths > column].min())
+
+    def _advance(self, carried: Carried, column: int, size: int) -> Carried:
+        """Read one piece."""
+        active = column < self.text.lengths
+        everyone = bool(active.all())
+        lengths = None if everyone else active * size
+        tokens = self.text.tokens[:, column : column + size]
+        targets = self.text.targets[:, column : column + size]
+        if not everyone:
+            targets = targets.masked_fill(~active[:, None], UNKNOWN)
+        segment = self._opened(carried, active) if self.learning else carried.segment
+        record = self.learning and everyone and self._whole(segment, carried.fast, size, targets)
+        with torch.set_grad_enabled(self.outer or record), reading(current(self.levels, carried.fast, record=record)) as now:
+            hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
+            loss = self._score(hidden, targets, needed=record)
+        ready = None
+        if record:
+            ready = self._from_own_pass(now, loss, targets)
+        elif self.want_score and self.outer:
+            self.loss = loss if self.loss is None else self.loss + loss
+        if record and self.cut:  # every row's segment ends here
+            mixers, self.attached = detach(mixers), False
+        else:
+            self.attached = self.attached or self.outer
+        if self.learning and segment is not None:
+            segment = self._append(segment, tokens, targets, active, size, ready)
+        elif segment is not None:
+            segment = replace(segment, sealed=segment.sealed | (active & (segment.length > 0)))
+        return Carried(mixers, carried.fast, segment, carried.tokens + active * size)
+
+    def _opened(self, carried: Carried, active: Tensor) -> Segment:
+        """The open segment; where it is empty it starts here, with the mixers as they are."""
+        segment = carried.segment
+        if segment is None:
+            zero = torch.zeros_like(carried.tokens)
+            nothing = self.text.tokens[:, :0]
+            no = torch.zeros_like(active)
+            return Segment(nothing, nothing, zero, no, detach(carried.mixers), None, no)
+        starts = active & (segment.length == 0)
+        return replace(segment, mixers=_for_rows(starts, detach(carried.mixers), segment.mixers))
+
+    def _whole(self, segment: Segment | None, fast: FastState, size: int, targets: Tensor) -> bool:
+        """Whether this piece is a whole segment of every row, with all its targets known."""
+        assert segment is not None
+        full = (_waits(self.levels, fast) == size).all()
+        return bool((segment.length == 0).all() & full & (targets[:, -1] != UNKNOWN).all())
+
+    def _score(self, hidden: Tensor, targets: Tensor, *, needed: bool) -> Tensor:
+        """Sum of the token losses; the logits are kept on the way if they are wanted."""
+        if self.want_logits:
+            logits = self.model.head(hidden)
+            self.logits.append(logits if self.outer else logits.detach())
+            if not (needed or self.want_score):
+                return hidden.new_zeros(())
+            loss = self.model.loss_of_logits(logits, targets)
+        else:
+            loss = self.model.token_loss(hidden, targets)
+        self.value += loss.detach()
+        return loss
+
+    def _from_own_pass(self, now: Reading, loss: Tensor, targets: Tensor) -> dict[str, Observation]:
+        """Observations of a whole segment from the activations at hand, and its outer gradient with them."""
+        immediate = bool(self.parameters) and self.cut and not self.exact and not self.attached
+        ready, grads = observe(
+            self.levels,
+            now,
+            loss,
+            targets=(targets >= 0).sum(1),
+            also=self.parameters if immediate else (),
+            retain=self.outer and not immediate,
+            exact=self.exact,
+        )
+        if immediate:
+            self._collect(grads)
+        elif self.outer and self.want_score:
+            self.loss = loss if self.loss is None else self.loss + loss
+        return ready
+
+    def _collect(self, grads: Sequence[Tensor | None]) -> None:
+        for i, g in enumerate(grads):
+            if g is not None:
+                mine = self.gradients[i]
+                self.gradients[i] = g if mine is None else mine.add_(g)
+
+    def _flush(self) -> None:
+        """Take the gradients of what is left in the graph."""
+        if self.parameters and self.loss is not None:
+            self._collect(torch.autograd.grad(self.loss, self.parameters, allow_unused=True))
+            self.loss = None
+
+    def _append(
+        self, segment: Segment, tokens: Tensor, targets: Tensor, active: Tensor, size: int, ready: dict[str, Observation] | None
+    ) -> Segment:
+        length = segment.length
+        return replace(
+            segment,
+            tokens=_append_rows(segment.tokens, length, tokens, active),
+            targets=_append_rows(segment.targets, length, targets, active),
+            length=length + active * size,
+            ready=ready if ready is not None else segment.ready,
+            is_ready=torch.ones_like(active) if ready is not None else segment.is_ready & ~active,
+        )
+
+
+def _waits(levels, fast: FastState) -> Tensor:  # type: ignore[no-untyped-def]
+    waits = tokens_to_write(levels, fast)
+    assert waits is not None
+    return waits
+
+
+def _for_rows(rows: Tensor, new: Tree, old: Tree) -> Tree:
+    """`new` in the rows that are True, `old` elsewhere."""
+    if bool(rows.all()):
+        return new
+    return old if not bool(rows.any()) else where_rows(rows, new, old)
+
+
+def _append_rows(have: Tensor, length: Tensor, new: Tensor, active: Tensor) -> Tensor:
+    """Write `new` (B, n) behind the first `length` (B,) entries of `have` (B, m), in the active rows."""
+    if bool(active.all()) and bool((length == have.shape[1]).all()):
+        return torch.cat([have, new], 1)
+    size = new.shape[1]
+    wide = pad_right(have, max(have.shape[1], int((length + active * size).max())))
+    wide = pad_right(wide, max(wide.shape[1], size))
+    place = length[:, None] + torch.arange(size, device=new.device)
+    at = place.clamp_max(wide.shape[1] - 1)
+    written = wide.scatter(1, at, new)
+    return torch.where(active[:, None], written, wide)
