@@ -149,7 +149,8 @@ class LanguageModel(nn.Module):
     def loss_of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Sum over tokens of the cross-entropy, in at least float32; negative targets count nothing."""
         wide = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(wide, targets.flatten(), ignore_index=-1, reduction="sum")
+        goal = targets.flatten().clamp_min(-1)
+        return F.cross_entropy(wide, goal, ignore_index=-1, reduction="sum")
 
     def token_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The same from the normed stream (B, T, D), chunk by chunk so that few logits exist at once."""

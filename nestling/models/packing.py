@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reader import UNKNOWN, Text
+from .reader import NONE, UNKNOWN, Text
 
 
 def pack(
@@ -19,7 +19,7 @@ def pack(
     rows, length = tokens.shape
     if mask is None:
         lengths = torch.full((rows,), length, device=tokens.device)
-        goal = _next(tokens, lengths, new_document) if targets is None else targets.clamp_min(UNKNOWN)
+        goal = _next(tokens, lengths, new_document) if targets is None else _given(targets)
         return Text(tokens, goal, lengths, new_document), None
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
     lengths = mask.sum(1)
@@ -29,7 +29,7 @@ def pack(
     if targets is None:
         goal = _next(packed, lengths, borders)
     else:
-        goal = targets.clamp_min(UNKNOWN).gather(1, order).masked_fill(~real, UNKNOWN)
+        goal = _given(targets).gather(1, order).masked_fill(~real, UNKNOWN)
     place = torch.where(mask, mask.cumsum(1) - 1, -1)
     return Text(packed, goal, lengths, borders), place
 
@@ -42,6 +42,11 @@ def unpack(logits: Tensor, place: Tensor | None) -> Tensor:
         return logits.new_zeros(*place.shape, logits.shape[-1])
     at = place.clamp_min(0).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
     return logits.gather(1, at) * (place >= 0).unsqueeze(-1)
+
+
+def _given(targets: Tensor) -> Tensor:
+    """Targets of the caller; a negative one says that this position predicts nothing."""
+    return targets.masked_fill(targets < 0, NONE)
 
 
 def _next(tokens: Tensor, lengths: Tensor, borders: Tensor | None) -> Tensor:

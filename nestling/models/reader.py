@@ -33,7 +33,8 @@ from .state import Carried, Segment
 if TYPE_CHECKING:
     from .lm import LanguageModel
 
-UNKNOWN = -1
+UNKNOWN = -1  # the next token has not arrived
+NONE = -2  # the caller says that there is no target here
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Text:
     """Left-aligned tokens of one call.
 
     Attributes:
-        tokens, targets: (B, T); a target is UNKNOWN where there is none.
+        tokens, targets: (B, T); a target is UNKNOWN or NONE where there is none.
         lengths: (B,) real tokens per row.
         borders: (B, T) True at the first token of a document, or None.
     """
@@ -105,29 +106,29 @@ class Reader:
         border = arrives & self.text.borders[:, column] if self.text.borders is not None else None
         segment = carried.segment
         if self.learning and segment is not None:
-            filled = segment.length > 0
-            full = filled & (segment.length >= _waits(self.levels, carried.fast))
-            ends = full | (filled & segment.sealed)
-            ends = arrives & (ends if border is None else ends | (filled & border))
+            filled = arrives & (segment.length > 0)
+            continues = filled & ~segment.sealed if border is None else filled & ~segment.sealed & ~border
+            segment = _with_next_token(segment, continues, self.text.tokens[:, column])
+            carried = replace(carried, segment=segment)
+            ends = filled & ~(continues & (segment.length < _waits(self.levels, carried.fast)))
             if bool(ends.any()):
-                continues = full & ~segment.sealed if border is None else full & ~segment.sealed & ~border
-                carried = self._close(carried, ends, continues, self.text.tokens[:, column])
+                carried = self._close(carried, ends)
         if border is not None and bool(border.any()):
             carried = self._new_document(carried, border)
         return carried
 
-    def _close(self, carried: Carried, ends: Tensor, continues: Tensor, arriving: Tensor) -> Carried:
+    def _close(self, carried: Carried, ends: Tensor) -> Carried:
         segment = carried.segment
         assert segment is not None
         if self.cut:
             carried = replace(carried, mixers=_for_rows(ends, detach(carried.mixers), carried.mixers))
             self.attached = self.attached and not bool(ends.all())
         if bool(ends.all()):
-            fast = self._learn_from(segment, carried.fast, continues, arriving)
+            fast = self._learn_from(segment, carried.fast)
         else:
             index = ends.nonzero().squeeze(1)
             part, below = select_rows(segment, index), select_rows(carried.fast, index)
-            below = self._learn_from(part, below, continues[index], arriving[index])
+            below = self._learn_from(part, below)
             fast = put_rows(carried.fast, index, below, len(ends))
         zero = torch.zeros_like(segment.length)
         rest = replace(
@@ -141,12 +142,12 @@ class Reader:
             rest = replace(rest, tokens=rest.tokens[:, :0], targets=rest.targets[:, :0])
         return replace(carried, fast=fast, segment=rest)
 
-    def _learn_from(self, segment: Segment, fast: FastState, continues: Tensor, arriving: Tensor) -> FastState:
+    def _learn_from(self, segment: Segment, fast: FastState) -> FastState:
         """Observe closed segments, from their own pass or by reading them again, and write."""
         seen = segment.ready if bool(segment.is_ready.all()) else None
         if seen is None:
             with torch.enable_grad():
-                seen = self._read_again(segment, fast, continues, arriving)
+                seen = self._read_again(segment, fast)
         after = absorb(self.levels, fast, seen, segment.length, exact=self.exact)
         return self._truncated(after) if self.exact else after
 
@@ -156,19 +157,15 @@ class Reader:
             path: detach(s) if bool((s.writes % self.model.config.bptt == 0).all()) else s for path, s in fast.items()
         }
 
-    def _read_again(self, segment: Segment, fast: FastState, continues: Tensor, arriving: Tensor) -> dict[str, Observation]:
-        last = (segment.length - 1).clamp_min(0).unsqueeze(1)
-        known = segment.targets.gather(1, last).squeeze(1)
-        final = torch.where(continues & (known == UNKNOWN), arriving, known)
-        targets = segment.targets.scatter(1, last, final.unsqueeze(1))
+    def _read_again(self, segment: Segment, fast: FastState) -> dict[str, Observation]:
         length = int(segment.length.max())
-        even = bool((segment.length == length).all())
-        beyond = torch.arange(targets.shape[1], device=targets.device) >= segment.length[:, None]
-        targets = targets.masked_fill(beyond, UNKNOWN)
+        beyond = torch.arange(length, device=segment.length.device) >= segment.length[:, None]
+        targets = segment.targets[:, :length].masked_fill(beyond, UNKNOWN)
+        lengths = segment.length if bool(beyond.any()) else None
         with reading(current(self.levels, detach(fast), record=True)) as now:
-            hidden, _ = self.model.body(segment.tokens[:, :length], detach(segment.mixers), None if even else segment.length)
-        loss = self.model.token_loss(hidden, targets[:, :length])
-        targets, valid = targets[:, :length], None if even else ~beyond[:, :length]
+            hidden, _ = self.model.body(segment.tokens[:, :length], detach(segment.mixers), lengths)
+        loss = self.model.token_loss(hidden, targets)
+        valid = None if lengths is None else ~beyond
         return observe(self.levels, now, loss, targets=(targets >= 0).sum(1), valid=valid)[0]
 
     def _new_document(self, carried: Carried, border: Tensor) -> Carried:
@@ -191,7 +188,7 @@ class Reader:
         if self.learning:
             open_ = 0 if carried.segment is None else carried.segment.length
             left = torch.minimum(left, torch.where(left > 0, _waits(self.levels, carried.fast) - open_, left))
-        if self.text.borders is not None:
+        if self.text.borders is not None and column + 1 < self.text.borders.shape[1]:
             ahead = self.text.borders[:, column + 1 :]
             first = torch.where(ahead.any(1), ahead.to(torch.uint8).argmax(1) + 1, left)
             left = torch.minimum(left, first)
@@ -311,6 +308,16 @@ def _for_rows(rows: Tensor, new: Tree, old: Tree) -> Tree:
     if bool(rows.all()):
         return new
     return old if not bool(rows.any()) else where_rows(rows, new, old)
+
+
+def _with_next_token(segment: Segment, rows: Tensor, token: Tensor) -> Segment:
+    """In `rows`, the target of the last token read becomes known: it is the token that arrives."""
+    if segment.targets.shape[1] == 0:
+        return segment
+    last = (segment.length - 1).clamp_min(0).unsqueeze(1)
+    known = segment.targets.gather(1, last).squeeze(1)
+    final = torch.where(rows & (known == UNKNOWN), token, known)
+    return replace(segment, targets=segment.targets.scatter(1, last, final.unsqueeze(1)))
 
 
 def _append_rows(have: Tensor, length: Tensor, new: Tensor, active: Tensor) -> Tensor:
