@@ -1,0 +1,179 @@
+"""RunConfig: everything that decides a training run. Frozen, checked on construction, compared on resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+Value = bool | int | float | str | None | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model to build; None leaves a size as the preset has it."""
+
+    name: str = "hope"
+    """One of nestling.models.NAMES."""
+    preset: str = "tiny"
+    """Sizes to start from, one of nestling.models.PRESETS."""
+    dim: int | None = None
+    """Width of the residual stream, in channels."""
+    depth: int | None = None
+    """Blocks."""
+    heads: int | None = None
+    """Heads per sequence memory."""
+    window: int | None = None
+    """Sliding window of attention, in tokens."""
+    chunk_size: int | None = None
+    """Chunk of the token memories, in tokens."""
+    expansion: int | None = None
+    """Hidden width of token memories, in head widths."""
+    periods: tuple[float, ...] | None = None
+    """Token periods of the CMS levels, fast to slow; inf = frozen."""
+    inner_lr: tuple[float, ...] | None = None
+    """Rate of CMS writes: one for all levels or one per level; 0 = static."""
+    match: str = ""
+    """Trim hidden widths to the parameter count of this model name or number; empty = do not."""
+    options: dict[str, Value] = field(default_factory=dict)
+    """Further keyword arguments of nestling.models.build."""
+
+    def __post_init__(self) -> None:
+        names = {f.name for f in fields(self)} - {"options"}
+        for name in self.options:
+            require(name not in names, f"model.options[{name!r}] has a field of its own", f"set model.{name}")
+        for name in ("dim", "depth", "heads", "window", "chunk_size", "expansion"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.{name}={value} is below 1", "use at least 1")
+
+    def overrides(self) -> dict[str, Any]:
+        """Keyword arguments of `nestling.models.build(name, preset, ...)`, the vocabulary apart."""
+        own = ("name", "preset", "match", "options")
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        if self.inner_lr is not None and len(self.inner_lr) == 1:
+            chosen["inner_lr"] = self.inner_lr[0]
+        if self.match:
+            chosen["match"] = int(self.match) if self.match.isdigit() else self.match
+        return chosen | self.options
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read."""
+
+    text: str = "shakespeare"
+    """A bundled text, a text file, a folder of .txt(.xz), or a folder of token shards."""
+    tokenizer: str = "bytes"
+    """'bytes' or the path of a tokenizer.json."""
+    validation: str = ""
+    """Held-out text, file or folder; empty = the last part of each document of `text`."""
+    validation_fraction: float = 0.1
+    """Part of each document that is held out where `validation` is empty, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        require(self.text != "", "data.text is empty", "name a bundled text, a file or a folder")
+        share = self.validation_fraction
+        require(0 < share < 1, f"data.validation_fraction={share} is not between 0 and 1", "use for example 0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a warm-up and a cosine to a last rate."""
+
+    lr: float = 2e-3
+    """Highest rate, per step."""
+    final_lr: float = 0.1
+    """Rate of the last step, in parts of `lr`."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decay of matrices, in parts of the rate; vectors do not decay."""
+    beta1: float = 0.9
+    """Kept part of the first moment per step."""
+    beta2: float = 0.95
+    """Kept part of the second moment per step."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; inf = no clipping."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, f"optim.lr={self.lr} is not positive", "use for example 2e-3")
+        require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is not in [0, 1]", "it is a part of lr")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} is negative", "use 0 or more")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} is negative", "use 0 or more")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)} is not in [0, 1)", "use 0.9")
+        require(self.eps > 0, f"optim.eps={self.eps} is not positive", "use 1e-8")
+        require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} is not positive", "use inf for no clipping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and on how much, how state is carried, and what is written down."""
+
+    steps: int = 300
+    """Optimizer steps."""
+    rows: int = 8
+    """Contiguous streams read side by side, in rows per batch."""
+    length: int = 256
+    """Tokens per row and step."""
+    stream_length: int = 8192
+    """Tokens after which the state of all rows is cleared, a multiple of `length`."""
+    carry_context: bool = False
+    """Keep the context of the mixers from step to step too; False keeps fast weights, clocks and buffers only."""
+    eval_every: int = 100
+    """Steps between validations, 0 = only after the last step."""
+    eval_windows: int = 16
+    """Held-out windows of `length` tokens per validation."""
+    calibrate_every: int = 100
+    """Steps between updates of the old-key statistics; they are made after the last step in any case. 0 = only then."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step has one in any case. 0 = only then."""
+    seed: int = 0
+    """Seed of the initial weights and of the data order."""
+    device: str = "cpu"
+    """Device of torch, such as cpu or cuda."""
+    bf16: bool = False
+    """Autocast to bfloat16; weights and states stay float32."""
+    tensorboard: bool = False
+    """Also write TensorBoard files."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rows", "length", "stream_length", "eval_windows"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} is below 1", "use at least 1")
+        for name in ("eval_every", "calibrate_every", "checkpoint_every", "seed"):
+            require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} is negative", "use 0 or more")
+        nearest = max(1, round(self.stream_length / self.length)) * self.length
+        require(
+            self.stream_length % self.length == 0,
+            f"train.stream_length={self.stream_length} is not a multiple of train.length={self.length}",
+            f"use {nearest}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: model, data, optimizer, training."""
+
+    model: ModelChoice = field(default_factory=ModelChoice)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        warmup, steps = self.optim.warmup_steps, self.train.steps
+        require(
+            warmup <= steps, f"optim.warmup_steps={warmup} is more than train.steps={steps}", f"use at most {steps}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `config_file.write_config` writes them."""
+        return asdict(self)
+
+
+def require(holds: bool, fault: str, remedy: str) -> None:
+    """Raise ValueError with the fault and the remedy unless the rule holds."""
+    if not holds:
+        raise ValueError(f"{fault}; {remedy}")

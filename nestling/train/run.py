@@ -1,0 +1,150 @@
+"""From a config to a trained model: builds what the loop needs, and finds it again in a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nestling.data import (
+    Tokenizer,
+    Tokens,
+    TokenStream,
+    held_out_windows,
+    load_documents,
+    load_tokenizer,
+    locate,
+    open_shards,
+    split_documents,
+    tokenize,
+)
+from nestling.models import LanguageModel, build
+from nestling.train.checkpoint import load_weights, read_latest
+from nestling.train.config import DataConfig, RunConfig
+from nestling.train.config_file import from_dict
+from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a config stands for."""
+
+    tokenizer: Tokenizer
+    training: Tokens
+    held_out: Tokens
+    model: LanguageModel
+    stream: TokenStream
+
+
+def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
+    """Tokenizer, training and held-out tokens, stream, and the model at its first step. `data` = folder of --data."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    training, held_out = load_data(config.data, tokenizer, data)
+    torch.manual_seed(config.train.seed)
+    model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
+    stream = TokenStream(training, rows=config.train.rows, length=config.train.length, seed=config.train.seed)
+    return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
+
+
+def load_data(config: DataConfig, tokenizer: Tokenizer, data: str | Path | None = None) -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens of text or shards; `data` is the folder of --data."""
+
+    def read(name: str) -> Tokens:
+        if is_shards(name, data):
+            return open_shards(locate(name, data), tokenizer)
+        return tokenize(load_documents(name, data), tokenizer)
+
+    if config.validation:
+        return read(config.text), read(config.validation)
+    if is_shards(config.text, data):
+        raise ValueError(f"data.text={config.text} is a folder of shards; name a second one as data.validation")
+    training, held_out = split_documents(load_documents(config.text, data), config.validation_fraction)
+    return tokenize(training, tokenizer), tokenize(held_out, tokenizer)
+
+
+def is_shards(name: str, data: str | Path | None) -> bool:
+    """Whether `name` is a folder of token shards."""
+    try:
+        return any(locate(name, data).glob("shard-*.json"))
+    except FileNotFoundError:
+        return False
+
+
+def run(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    checkpoint: Path | None = None,
+    trust: bool = False,
+    say: Say = to_stderr,
+) -> tuple[Prepared, TrainResult]:
+    """Build what the config says and train it in a run folder; arguments as in `train`.
+
+    Without `evaluate` the validation is the mean loss over fixed held-out windows.
+    """
+    ready = prepare(config, data=data)
+    windows = held_out_windows(ready.held_out, length=config.train.length, count=config.train.eval_windows)
+    result = train(
+        ready.model,
+        ready.stream,
+        config,
+        folder,
+        evaluate=evaluate or held_out_loss(windows, rows=config.train.rows),
+        resume=resume,
+        checkpoint=checkpoint,
+        trust=trust,
+        say=say,
+    )
+    return ready, result
+
+
+def resume(
+    folder: str | Path, *, data: str | Path | None = None, trust: bool = False, say: Say = to_stderr
+) -> tuple[Prepared, TrainResult]:
+    """Go on with the run in a folder, with the config that stands there."""
+    return run(run_config(folder), folder, data=data, resume=True, trust=trust, say=say)
+
+
+def run_config(folder: str | Path) -> RunConfig:
+    """The config of a run folder. Raises FileNotFoundError or ValueError."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run.json in {folder}; give the folder of a run")
+    try:
+        return from_dict(RunConfig, json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); give the folder of another run") from error
+
+
+def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel, Tokenizer]:
+    """Model, with the weights of the newest whole checkpoint, and tokenizer of a run folder."""
+    config = run_config(folder)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
+    found = read_latest(Path(folder) / "checkpoints", say)
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint in {folder} yet; go on with: nestling train --resume {folder}")
+    load_weights(model, found[1]["model"])
+    return model, tokenizer
+
+
+def held_out_loss(windows: Tensor, *, rows: int) -> Callable[[nn.Module], dict[str, float]]:
+    """A score: mean loss in nats per token over windows (n, T+1), each read from a fresh state with writes on."""
+
+    @torch.no_grad()
+    def score(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        total = 0.0
+        for part in windows.to(device).split(rows):
+            loss, _ = model.loss(part[:, :-1], part[:, 1:])  # type: ignore[operator]
+            total += float(loss) * len(part)
+        return {"loss": total / len(windows)}
+
+    return score
