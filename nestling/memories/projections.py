@@ -43,7 +43,7 @@ class ShortConvolution(nn.Module):
 
 
 def last_real(joined: Tensor, count: int, lengths: Tensor | None, tokens: int) -> Tensor:
-    """The `count` entries before row b's end, joined[b, n : n+count] with n = lengths[b]; joined is (B, count+tokens, D)."""
+    """The `count` entries before row b's end, joined[b, n : n+count], n = lengths[b]; joined (B, count+tokens, D)."""
     if lengths is None:
         return joined[:, tokens:]
     index = lengths.to(joined.device)[:, None] + torch.arange(count, device=joined.device)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nestling.core.level import Level
 from nestling.core.state import state_class
-from nestling.memories.projections import ShortConvolution, last_real, merge_heads, split_heads, unit_norm
+from nestling.memories.projections import ShortConvolution, merge_heads, split_heads, unit_norm
 from nestling.ops.self_modifying import READ, Rule, chunk, memory_names
 
 MemoryKind = Literal["features", "linear", "mlp"]

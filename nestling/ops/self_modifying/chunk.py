@@ -118,16 +118,17 @@ class _OneLayer:
     def chunk(self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates) -> tuple[Tensor, list[Writes]]:
         rule, E = self.rule, carried[0]
         S = self.initial + E if rule.decay_to == "initial" else E
-        made = _read(self.phi(z), S[..., :-1, :])  # (B, H, C, M-1, V): k, v, eta, alpha (, q)
-        eta, g = gates(made[..., 2, :], made[..., 3, :])
-        k, v = self.phi(_unit(made[..., 0, :])), _unit(made[..., 1, :])
-        target = _targets(_read(self.phi(v), S if rule.self_values else S[..., :-1, :]), v, rule)
+        generators, _ = S.split([S.shape[-2] - 1, 1], -2)
+        made = _read(self.phi(z), generators).unbind(-2)  # (B, H, C, V) each: k, v, eta, alpha (, q)
+        eta, g = gates(made[2], made[3])
+        k, v = self.phi(_unit(made[0])), _unit(made[1])
+        u = _targets(_read(self.phi(v), S if rule.self_values else generators), v, rule)
         read_S = _read(k, S)
-        u = target - read_S if rule.objective == "l2" else target
+        if rule.objective == "l2":
+            u = u - read_S
         written = _solve(k, u, read_S, _read(k, E), eta, g, rule, rule.erase)
-        q = self.phi(_unit(made[..., 4, :]) if q is None else q)
-        y = _read_last(q, self.initial, E, written, rule)
-        return y, [written]
+        q = self.phi(_unit(made[4]) if q is None else q)
+        return _read_last(q, self.initial, E, written, rule), [written]
 
 
 class _TwoLayer:

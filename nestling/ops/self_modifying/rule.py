@@ -37,7 +37,7 @@ class Rule:
         """The eta up to which one write of a unit key never grows the memory, nor flips the L2 form's sign."""
         if self.objective == "l2":
             return 1.0 if self.erase == "none" else 0.5
-        return 2.0 if self.erase == "decayed" else 1.0
+        return 1.0 if self.erase == "undecayed" else 2.0
 
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
