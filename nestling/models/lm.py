@@ -62,7 +62,7 @@ class LanguageModel(nn.Module):
         if isinstance(module, Block):
             scale = (2 * self.config.depth) ** -0.5
             for name, parameter in module.named_parameters():
-                if name.endswith(("mixer.out.weight", "outer.weight")):
+                if name.endswith(("mixer.out.weight", "mixer.project_out.weight", "outer.weight")):
                     with torch.no_grad():
                         parameter.mul_(scale)
 

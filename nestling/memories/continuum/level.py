@@ -112,30 +112,32 @@ class ContinuumLevel(nn.Module):
     def _write(self, s: LevelState) -> LevelState:
         """The inner rule, on every row."""
         delta, moments, seen, lengths, sizes = dict(s.delta), dict(s.moments), dict(s.seen), [], []
-        count = s.targets.clamp_min(1)
+        count = s.targets.clamp_min(1).to(next(iter(self.maps.values())).weight.dtype)
         for name, gradient in s.gradient.items() if not self.rule.static else ():
             m = self.maps[name]
             if name in s.pending:
                 seen[name] = s.seen.get(name, 0) + s.pending[name]
-            mean = gradient.times(1 / count)
-            step, moments[name] = self._direction(mean, s.moments.get(name, {}))
+            step, moments[name], share = self._direction(gradient, s.moments.get(name, {}), count)
             step = self._metric(step, m, seen.get(name))
-            scale, size = self._length(step.norm(), m.weight)
+            norm = step.norm() * share
+            scale, size = self._length(norm, m.weight)
             old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name), count)
-            delta[name] = old.plus(step.times(-scale))
-            lengths.append(scale.detach() * step.norm().detach())
+            delta[name] = old.plus(step, -scale * share)
+            lengths.append((scale * norm).detach())
             sizes.append(size)
-        norm = s.norm
+        length = s.norm
         if lengths:
-            norm = torch.stack(lengths).square().sum(0).sqrt() / torch.stack(sizes).square().sum().sqrt()
+            length = torch.stack(lengths).square().sum(0).sqrt() / torch.stack(sizes).square().sum().sqrt()
         zero = torch.zeros_like(s.clock)
-        return LevelState(delta, {}, {}, moments, seen, {}, zero, zero, s.writes + 1, norm.float())
+        return LevelState(delta, {}, {}, moments, seen, {}, zero, zero, s.writes + 1, length.float())
 
-    def _direction(self, gradient: FastMatrix, moments: Moments) -> tuple[FastMatrix, Moments]:
+    def _direction(self, gradient: FastMatrix, moments: Moments, count: Tensor) -> tuple[FastMatrix, Moments, Tensor]:
+        """The direction of the mean gradient as (matrix, moments, factor (B,) still to be applied to the matrix)."""
+        mean = 1 / count
         if self.rule.direction is None:
-            return gradient, {}
-        step, kept = self.rule.direction(gradient.to_dense(), moments)
-        return FastMatrix(dense=step), kept
+            return gradient, {}, mean
+        step, kept = self.rule.direction(gradient.times(mean).to_dense(), moments)
+        return FastMatrix(dense=step), kept, torch.ones_like(mean)
 
     def _metric(self, step: FastMatrix, m: FastLinear, seen: Tensor | None) -> FastMatrix:
         """Turn the write away from directions that old inputs use: step (I + kappa C)^-1."""
@@ -161,7 +163,7 @@ class ContinuumLevel(nn.Module):
             return delta
         if self.rule.erase and keys is not None:
             delta = delta.erase(keys, self.rule.erase / count)
-        return delta.times(torch.full_like(count, 1 - self.rule.decay, dtype=torch.float32)) if self.rule.decay else delta
+        return delta.times(torch.full_like(count, 1 - self.rule.decay)) if self.rule.decay else delta
 
     def forget(self, state: LevelState, rows: Tensor) -> LevelState:
         """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""

@@ -37,11 +37,16 @@ class FastMatrix:
         product = left.transpose(1, 2) @ right
         return FastMatrix(dense=product if self.dense is None else self.dense + product)
 
-    def plus(self, other: FastMatrix) -> FastMatrix:
-        """The sum of two fast matrices."""
-        made = self
+    def plus(self, other: FastMatrix, scale: Tensor | None = None) -> FastMatrix:
+        """The sum of two fast matrices, the other's rows multiplied by `scale` (B,)."""
+        if other.dense is not None and not self.empty and scale is not None:
+            made = FastMatrix(dense=torch.addcmul(self.to_dense(), other.dense, scale.view(-1, 1, 1).to(other.dense)))
+            other = replace(other, dense=None)
+        else:
+            made = self
+        other = other if scale is None else other.times(scale)
         if other.dense is not None:
-            made = FastMatrix(dense=other.dense if self.empty else self.to_dense() + other.dense)
+            made = FastMatrix(dense=other.dense if made.empty else made.to_dense() + other.dense)
         return made if other.left is None or other.right is None else made.plus_outer(other.left, other.right)
 
     def to_dense(self) -> Tensor:
