@@ -1,5 +1,21 @@
 """The arithmetic: each recurrence as the loop that is its equation (reference.py) and in parallel form (chunk.py)."""
 
-from nestling.ops import delta_rule, gated_delta_rule, linear_attention
+from nestling.ops import (
+    cms_update,
+    delta_rule,
+    dispatch,
+    gated_delta_rule,
+    linear_attention,
+    self_modifying,
+    titans,
+)
 
-__all__ = ["delta_rule", "gated_delta_rule", "linear_attention"]
+__all__ = [
+    "cms_update",
+    "delta_rule",
+    "dispatch",
+    "gated_delta_rule",
+    "linear_attention",
+    "self_modifying",
+    "titans",
+]

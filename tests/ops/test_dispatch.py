@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from nestling import ops
+from nestling.ops import dispatch
+from nestling.testing import assert_close
+
+
+def call(name, form, T):
+    torch.manual_seed(0)
+    q, k, v = torch.nn.functional.normalize(torch.randn(3, 2, T, 2, 4, dtype=torch.float64), dim=-1)
+    beta = torch.rand(2, T, 2, dtype=torch.float64)
+    run = getattr(dispatch, name)
+    if name == "titans":
+        weights = (torch.randn(2, 4, 4, dtype=torch.float64),)
+        y, state = run(q, k, v, beta, -beta, -beta, weights=weights, chunk_size=4, form=form)
+        return y, *state
+    if name == "self_modifying":
+        gates = torch.randn(2, 2, 4, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+        weights = (torch.randn(2, 5, 4, 4, dtype=torch.float64),)
+        rates = torch.ones(2, 5, dtype=torch.float64)
+        y, state = run(k, q, weights, *gates, rates, rule=ops.self_modifying.Rule(), chunk_size=4, form=form)
+        return y, *state
+    if name == "cms_update":
+        return run(k[:, :, 0], v[:, :, 0], beta[..., 0], period=3, form=form)
+    gates = {"linear_attention": (-beta,), "delta_rule": (beta,), "gated_delta_rule": (beta, -beta)}[name]
+    return run(q, k, v, *gates, initial_state=torch.randn(2, 2, 4, 4, dtype=torch.float64), chunk_size=4, form=form)
+
+
+NAMES = ["self_modifying", "linear_attention", "delta_rule", "gated_delta_rule", "titans", "cms_update"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("T", [1, 10])
+def test_every_form_gives_the_same_numbers(name, T):
+    expected = call(name, "reference", T)
+    for form in ("auto", "chunk"):
+        for a, b in zip(call(name, form, T), expected, strict=True):
+            assert_close(a, b, f"{name} {form}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_named_form_runs(name, monkeypatch):
+    ran = []
+    for form in ("reference", "chunk"):
+        module = getattr(getattr(ops, name), form)
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=form, _o=original, **o: (ran.append(_f), _o(*a, **o))[1])
+    for form in ("reference", "chunk", "auto"):
+        call(name, form, 10)
+    assert ran == ["reference", "chunk", "chunk"]
+
+
+def test_one_token_of_an_exact_op_takes_the_loop():
+    assert dispatch.choose("delta_rule", 1) == "reference"
+    assert dispatch.choose("delta_rule", 2) == "chunk"
+    assert dispatch.choose("titans", 1) == "chunk"
+
+
+def test_unknown_form_is_named():
+    with pytest.raises(ValueError, match="form is 'fast'"):
+        dispatch.choose("delta_rule", 4, "fast")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_form_is_a_module_with_a_function_named_like_the_op(name):
+    for form in ("reference", "chunk"):
+        assert callable(getattr(getattr(getattr(ops, name), form), name))
