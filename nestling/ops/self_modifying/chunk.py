@@ -66,7 +66,9 @@ def self_modifying(
         if y.shape[2] == chunk_size:
             full = None if lengths is None else (lengths >= start + chunk_size).to(z.device).view(-1, 1, 1, 1, 1)
             carried = [_commit(E, w, full) for E, w in zip(carried, written, strict=True)]
-    return torch.cat(outputs, 2).transpose(1, 2) if outputs else torch.zeros_like(z.mT), memories.leave(carried)
+    return torch.cat(outputs, 2).transpose(1, 2) if outputs else torch.zeros_like(z).transpose(1, 2), memories.leave(
+        carried
+    )
 
 
 def _check(

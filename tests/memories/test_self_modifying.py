@@ -1,0 +1,237 @@
+"""The self-modifying layer: any split is the whole, rows do not meet, every initial state learns, half-lives hold."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from nestling.core.state import detach, flatten, nbytes, select_rows, stack_rows, tensors, unflatten
+from nestling.memories.self_modifying import SelfModifyingTitans
+from nestling.ops.self_modifying import Rule
+
+VARIANTS = {
+    "default": {},
+    "linear": {"memory": "linear"},
+    "mlp": {"memory": "mlp"},
+    "generated queries": {"adaptive_q": True},
+    "expansion 1.5": {"expansion": 1.5},
+    "anchor": {"rule": Rule(read="anchor")},
+    "literal": {"memory": "mlp", "rule": Rule(objective="l2", erase="undecayed", decay_to="zero", eta_max=0.5)},
+}
+
+
+def layer(variant="default", dim=16, heads=2, chunk_size=4):
+    return SelfModifyingTitans(dim, heads, chunk_size=chunk_size, **VARIANTS[variant]).double()
+
+
+def sequence(rows=2, tokens=14, dim=16):
+    return torch.randn(rows, tokens, dim, dtype=torch.float64)
+
+
+def assert_states_equal(a, b):
+    """Equal up to rounding, tensor by tensor."""
+    for x, y in zip(tensors(a), tensors(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cuts", [(4, 8), (1, 2, 3), (5, 13), (0, 14)], ids=str)
+def test_any_split_into_calls_equals_the_whole(variant, cuts):
+    memory, x = layer(variant), sequence()
+    whole, want = memory(x)
+    parts, state = [], None
+    for start, end in zip((0, *cuts), (*cuts, 14), strict=True):
+        y, state = memory(x[:, start:end], state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-12)
+    assert_states_equal(state, want)
+
+
+def test_gradients_flow_through_the_carried_state():
+    memory, x = layer(), sequence()
+    whole = torch.autograd.grad(memory(x)[0][:, 10:].square().sum(), list(memory.parameters()))
+    _, state = memory(x[:, :10])
+    split = torch.autograd.grad(memory(x[:, 10:], state)[0].square().sum(), list(memory.parameters()))
+    for a, b in zip(split, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["default", "mlp"])
+def test_rows_of_different_age_stack_and_do_not_meet(variant):
+    memory, ages = layer(variant), (0, 3, 4, 9)
+    histories = [sequence(1, age) for age in ages]
+    states = [memory(h)[1] if h.shape[1] else None for h in histories]
+    x = sequence(4, 7)
+    alone = [memory(x[i : i + 1], state) for i, state in enumerate(states)]
+    y, state = memory(x, stack_rows(states, [1] * 4))
+    torch.testing.assert_close(y, torch.cat([a for a, _ in alone]), rtol=1e-10, atol=1e-12)
+    for i, (_, want) in enumerate(alone):
+        got = select_rows(state, [i])
+        assert torch.equal(got.count, want.count)
+        torch.testing.assert_close(got.pending[:, : want.pending.shape[1]], want.pending, rtol=1e-10, atol=1e-12)
+        assert not got.pending[:, want.pending.shape[1] :].any()
+        torch.testing.assert_close(got.deviation, want.deviation, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_do_not_influence_each_other():
+    memory, x = layer(), sequence()
+    changed = x.clone()
+    changed[1] += 1.0
+    torch.testing.assert_close(memory(changed)[0][0], memory(x)[0][0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["default", "mlp"])
+@pytest.mark.parametrize("aged", [False, True])
+def test_padding_changes_nothing(variant, aged):
+    memory, x, lengths = layer(variant), sequence(4), torch.tensor([14, 9, 4, 0])
+    before = memory(sequence(4, 6))[1] if aged else None
+    y, state = memory(x, before, lengths)
+    noise = x.clone()
+    for row, n in enumerate(lengths.tolist()):
+        noise[row, n:] = 1e3 * torch.randn_like(noise[row, n:])
+    assert_states_equal(memory(noise, before, lengths)[1], state)
+    assert y.isfinite().all()
+    follow = sequence(4, 5)
+    after = memory(follow, state)[0]
+    for row, n in enumerate(lengths.tolist()):
+        past = None if before is None else select_rows(before, [row])
+        alone, own = memory(x[row : row + 1, :n], past)
+        torch.testing.assert_close(y[row : row + 1, :n], alone, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(memory(follow[row : row + 1], own)[0], after[row : row + 1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_initial_state_gets_an_outer_gradient(variant):
+    memory = SelfModifyingTitans(32, 2, chunk_size=16, **VARIANTS[variant])
+    y, _ = memory(torch.randn(2, 149, 32))
+    (y * torch.randn_like(y)).sum().backward()
+    norms = {name: p.grad.norm().item() for name, p in memory.named_parameters()}
+    assert all(norm > 0 for norm in norms.values()), norms
+    floor = 1e-4 * sorted(norms.values())[len(norms) // 2]
+    for matrix in memory.initial:
+        for m, name in enumerate(memory.names):
+            assert matrix.grad[:, m].norm() > floor, name
+
+
+def test_every_parameter_learns_from_149_tokens_at_the_default_chunk_size():
+    memory = SelfModifyingTitans(64, 2)
+    y, _ = memory(torch.randn(1, 149, 64))
+    (y * torch.randn_like(y)).sum().backward()
+    for name, p in memory.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("memory", ["features", "linear", "mlp"])
+def test_twenty_thousand_tokens_stay_finite_at_initialisation(memory):
+    with torch.no_grad():
+        titans, state = SelfModifyingTitans(16, 2, memory=memory), None
+        for _ in range(10):
+            y, state = titans(torch.randn(1, 2000, 16), state)
+            assert y.isfinite().all()
+    assert all(x.isfinite().all() and x.abs().max() < 1e3 for x in state.deviation)
+    assert state.count.item() == 20000 % titans.chunk_size
+
+
+def test_half_lives():
+    """The read memory halves its distance to the initial state in 2,048 tokens by default; levels() says so."""
+    memory = layer(chunk_size=1)
+    assert memory.half_lives()["memory"] == pytest.approx(2048)
+    assert {level.name: level.half_life for level in memory.levels()}["memory"] >= 1024
+    with torch.no_grad():
+        memory.gate_weight.zero_()
+        memory.gate_bias[0] = -800.0  # nothing is written
+        _, state = memory(sequence(1, 1))
+        state = detach(state)
+        start = state.deviation[0].fill_(1.0).clone()
+        _, state = memory(sequence(1, 100), state)
+    for m, name in enumerate(memory.names):
+        want = 0.5 ** (100 / memory.half_lives()[name])
+        torch.testing.assert_close(state.deviation[0][:, :, m], start[:, :, m] * want, rtol=1e-6, atol=0)
+
+
+def test_levels_declare_what_is_there():
+    memory = layer(chunk_size=4)
+    levels = memory.levels()
+    assert [level.name for level in levels] == ["k", "v", "eta", "alpha", "memory"]
+    assert sum(level.parameters for level in levels) == sum(p.numel() for p in memory.initial)
+    assert {level.period for level in levels[:4]} == {4} and levels[4].period == 1
+    assert {level.period for level in layer("anchor").levels()} == {4}
+    single = SelfModifyingTitans(16, 2, chunk_size=4)
+    _, state = single(torch.randn(3, 8, 16))
+    assert sum(level.state_bytes for level in levels) * 3 == nbytes(state.deviation)
+
+
+def test_generators_change_only_at_chunk_borders():
+    memory, x, state, states = layer(chunk_size=4), sequence(1, 9), None, []
+    for t in range(9):
+        _, state = memory(x[:, t : t + 1], state)
+        states.append(state.deviation[0])
+    moved = [t + 1 for t in range(1, 9) if not torch.equal(states[t], states[t - 1])]
+    assert moved == [4, 8]
+
+
+def test_autocast_keeps_the_memory_in_float32():
+    memory, x = SelfModifyingTitans(16, 2, chunk_size=4), torch.randn(2, 10, 16)
+    exact, _ = memory(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = memory(x)
+        y, state = memory(x, state)
+    assert {d.dtype for d in state.deviation} == {torch.float32}
+    assert state.pending.dtype == torch.float32 and y.isfinite().all()
+    assert (memory(x)[0] - exact).abs().max() == 0
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_writes_need_no_gradient(context):
+    memory, x = layer(), sequence()
+    want = memory(x)[0].detach()
+    with context():
+        first, state = memory(x[:, :6])
+        second, state = memory(x[:, 6:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), want, rtol=1e-10, atol=1e-12)
+    assert all(not t.requires_grad for t in tensors(state))
+
+
+def test_state_copies_and_passes_through_its_flat_form():
+    memory, x = layer(), sequence()
+    _, state = memory(x)
+    state = detach(state)
+    again = unflatten(*flatten(state))
+    for other in (again, copy.deepcopy(state)):
+        assert torch.equal(memory(x, other)[0], memory(x, state)[0])
+
+
+def test_forward_changes_no_attribute():
+    memory = layer()
+    before = {name: p.clone() for name, p in memory.state_dict().items()}
+    names = set(vars(memory))
+    memory(sequence())
+    assert set(vars(memory)) == names
+    assert all(torch.equal(p, before[name]) for name, p in memory.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 3}, "not divisible"),
+        ({"heads": 2, "memory": "attention"}, "use one of"),
+        ({"heads": 2, "chunk_size": 0}, "chunk_size"),
+        ({"heads": 2, "expansion": 2, "memory": "linear"}, "expansion"),
+        ({"heads": 2, "half_life": 0}, "half_life"),
+    ],
+)
+def test_impossible_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfModifyingTitans(16, **options)
+
+
+def test_wrong_width_is_refused():
+    with pytest.raises(ValueError, match="needs"):
+        layer()(torch.zeros(2, 3, 8, dtype=torch.float64))
+
+
+def test_half_life_is_where_alpha_is_one_half():
+    bias = SelfModifyingTitans(16, 2, half_life=100).gate_bias[1, 0]
+    assert bias.sigmoid().item() ** 100 == pytest.approx(0.5, rel=1e-4)
+    assert math.isfinite(bias.item())
