@@ -216,8 +216,8 @@ def _open_chunk(joined: Tensor, total: Tensor | None, chunk_size: int) -> tuple[
     """The inputs after each row's last chunk border, zeros behind, and how many they are."""
     rows, tokens = joined.shape[:2]
     if total is None:
-        count = tokens % chunk_size
-        return joined[:, tokens - count :], torch.full((rows,), count, dtype=torch.long, device=joined.device)
+        rest = tokens % chunk_size
+        return joined[:, tokens - rest :], torch.full((rows,), rest, dtype=torch.long, device=joined.device)
     count = total % chunk_size
     longest = int(count.max()) if rows else 0
     place = torch.arange(longest, device=joined.device)
