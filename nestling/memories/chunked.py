@@ -1,0 +1,136 @@
+"""What Titans and TTT share: a memory per head, written by its own error in chunks, with the open chunk carried."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nestling.core.level import Level
+from nestling.core.state import state_class
+from nestling.memories.frame import Frame, TokenGates, memory_dtype, static_level
+from nestling.memories.open_chunk import left_open, prepend, take_new
+from nestling.ops import dispatch
+
+_DESCRIPTION = {"linear": "matrix", "mlp": "2-layer residual MLP"}
+
+
+@state_class
+class ChunkedState:
+    """One row per sequence: the memory at the last chunk border, and the inputs of the chunk that is still open."""
+
+    tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
+    memory: list[Tensor]  # (B, H, in, out) each: deviations from the initial weights, then surprise momenta
+    pending: Tensor  # (B, n, 3D + gates) inputs of the open chunk, zeros after each row's count
+    count: Tensor  # (B,) int64, tokens in the open chunk
+
+
+class ChunkedMemory(nn.Module):
+    """Base of `TitansMemory` and `TTTMemory`. `y, state = layer(x, state=None, lengths=None)`.
+
+    The gates are sigmoids of the token; gradients are taken at the chunk's first state. DEVIATION: the write rate is
+    eta_max eta (1 - mu) / chunk_size, so that all echoes of a chunk's writes together have rate at most eta_max:
+    with unit-norm keys the memory then stays finite however long the sequence (docs/equations.md).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        expansion: int,
+        chunk_size: int,
+        *,
+        memory: Literal["mlp", "linear"],
+        eta_max: float,
+        momentum: float | None,
+        half_life: float | None,
+        decay_to: Literal["initial", "zero"],
+    ) -> None:
+        """momentum: mu of a neutral token, None = no momentum; half_life: in tokens, None = nothing is forgotten."""
+        super().__init__()
+        if memory not in _DESCRIPTION or decay_to not in ("initial", "zero"):
+            raise ValueError(
+                f'memory={memory!r}, decay_to={decay_to!r}; use "mlp" or "linear", and "initial" or "zero"'
+            )
+        sizes = {"expansion": expansion, "chunk_size": chunk_size, "eta_max": eta_max, "half_life": half_life}
+        for name, size in sizes.items():
+            if size is not None and size <= 0:
+                raise ValueError(f"{name} is {size}; use a positive number")
+        self.frame = Frame(dim, heads)
+        self.chunk_size, self.memory, self.decay_to, self.eta_max = chunk_size, memory, decay_to, eta_max
+        width, hidden = self.frame.width, expansion * self.frame.width
+        shapes = {"linear": [(width, width)], "mlp": [(width, hidden), (hidden, width)]}[memory]
+        self.initial = nn.ParameterList(nn.Parameter(torch.randn(heads, *shape) * shape[0] ** -0.5) for shape in shapes)
+        start = {"eta": 0.5}
+        start |= {} if half_life is None else {"alpha": 0.5 ** (1 / half_life)}
+        start |= {} if momentum is None else {"mu": momentum}
+        self.gates = TokenGates(dim, heads, **start)
+
+    def forward(
+        self, x: Tensor, state: ChunkedState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ChunkedState]:
+        """x (B, T, D) -> y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
+
+        The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
+        """
+        q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
+        inputs = torch.cat([*(part.flatten(2) for part in (q, k, v)), *self.gates(x).values()], -1)
+        rows, tokens = x.shape[:2]
+        count = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.count
+        total = count + (tokens if lengths is None else lengths.to(count))
+        joined = inputs if state is None else prepend(state.pending, count, inputs)
+        y, memory = self._remember(joined, None if state is None else state.memory, total)
+        y = y if state is None else take_new(y, count, tokens)
+        pending, count = left_open(joined, total, self.chunk_size)
+        return self.frame.leave(y, x), ChunkedState(tail, memory, pending, count)
+
+    def _remember(self, joined: Tensor, memory: list[Tensor] | None, total: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Inputs from a chunk border on, (B, N, 3D + gates), through the op."""
+        frame = self.frame
+        parts = joined.split([frame.dim] * 3 + [frame.heads] * len(self.gates.names), -1)
+        q, k, v = (part.unflatten(-1, (frame.heads, frame.width)) for part in parts[:3])
+        log = dict(zip(self.gates.names, parts[3:], strict=True))
+        eta = log["eta"].exp() * (self.eta_max / self.chunk_size)
+        if "mu" in log:
+            eta = -torch.expm1(log["mu"]) * eta
+        y, new = dispatch.titans(
+            q,
+            k,
+            v,
+            eta,
+            log.get("alpha"),
+            log.get("mu"),
+            weights=tuple(w.to(memory_dtype(joined)) for w in self.initial),
+            state=None if memory is None else tuple(memory),
+            chunk_size=self.chunk_size,
+            decay_to=self.decay_to,
+            lengths=total,
+        )
+        return y, list(new)
+
+    def half_life(self) -> float | None:
+        """Tokens until an unwritten memory has halved its way to where it decays, at a neutral gate."""
+        if "alpha" not in self.gates.names:
+            return None
+        return float(math.log(0.5) / self.gates.at_rest("alpha").log().mean())
+
+    def levels(self) -> list[Level]:
+        """The memory (its weights at a token are one more write than at the token before), and the projections."""
+        numel = sum(w.numel() for w in self.initial)
+        momentum = "mu" in self.gates.names
+        open_chunk = (self.chunk_size - 1) * (3 * self.frame.dim + len(self.gates.names) * self.frame.heads)
+        memory = Level(
+            name="memory",
+            memory=_DESCRIPTION[self.memory],
+            objective="L2 regression",
+            rule="gradient descent with momentum" if momentum else "gradient descent",
+            clock="token",
+            period=1,
+            parameters=numel,
+            half_life=self.half_life(),
+            transfer="initialisation (meta-learned)",
+            state_bytes=4 * (numel * (2 if momentum else 1) + open_chunk) + self.frame.tail_bytes() + 8,
+        )
+        return [memory, static_level(self, numel)]
