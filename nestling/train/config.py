@@ -136,7 +136,7 @@ class TrainConfig:
     device: str = "cpu"
     """Device of torch, such as cpu or cuda."""
     bf16: bool = False
-    """Autocast to bfloat16; weights and states stay float32."""
+    """Autocast matrix products to bfloat16; weights and fast weights stay float32."""
     tensorboard: bool = False
     """Also write TensorBoard files."""
 

@@ -26,7 +26,7 @@ from nestling.data import Batch, TokenStream
 from nestling.models.state import State
 from nestling.train.calibration import calibrate
 from nestling.train.checkpoint import Parts, load_weights, write_checkpoint
-from nestling.train.config import RunConfig
+from nestling.train.config import RunConfig, TrainConfig
 from nestling.train.config_file import config_to_json
 from nestling.train.interrupt import StopSignals
 from nestling.train.metrics import MetricsFile, cut_back, peak_memory, write_counts, write_norms
@@ -77,8 +77,8 @@ def train(
     the loss is no longer finite, and OSError when the disk is full; each message says how to go on.
     """
     steps = config.train.steps
+    trainer = Trainer(model, stream, config)
     with RunFolder(folder, identity_of(config, stream), resume=resume, say=say) as run:
-        trainer = Trainer(model, stream, config)
         parts = run.starting_point(checkpoint, trust=trust)
         if parts is not None:
             trainer.load(parts)
@@ -114,7 +114,7 @@ class Trainer:
     """What changes from step to step: model, optimizer, stream, the state of the rows, and the counts."""
 
     def __init__(self, model: nn.Module, stream: TokenStream, config: RunConfig) -> None:
-        self.device = torch.device(config.train.device)
+        self.device = usable_device(config.train)
         self.model: Any = model.to(self.device).train()
         self.stream, self.config = stream, config
         self.optimizer = make_optimizer(model, config.optim)
@@ -194,6 +194,20 @@ class Trainer:
         self.step, self.seconds = parts["progress"]["step"], parts["progress"]["seconds"]
         self.stream.load_state_dict(parts["progress"]["stream"])
         set_random_state(parts["random"])
+
+
+def usable_device(config: TrainConfig) -> torch.device:
+    """The device of the config. Raises ValueError if this machine does not have it, or not in bfloat16."""
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ValueError(f"train.device={config.device!r} is no device of torch; use cpu or cuda") from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(f"train.device={config.device!r} is not here ({found} CUDA devices found); use cpu")
+    if config.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"train.bf16=True, but {config.device} has no bfloat16; leave train.bf16 out")
+    return device
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -1,7 +1,8 @@
-"""The line that shows a run going on: rich on a terminal, plain lines elsewhere; and TensorBoard if asked."""
+"""The line that shows a run going on: rewritten in place on a terminal, else line by line; TensorBoard if asked."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 EVERY = 10.0  # seconds between plain lines
+WIDTH = 20  # characters of the bar
 
 
 class Follower(Protocol):
@@ -57,26 +59,22 @@ class PlainLines:
         pass
 
 
-class RichLine:
-    """One line that is rewritten in place."""
+class OneLine:
+    """A bar and a line that are rewritten in place, for a terminal."""
 
     def __init__(self, steps: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
         self.clock = Clock(steps, done)
-        self.bar = Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
-        self.task = self.bar.add_task("", total=steps, completed=done)
         self.validation: dict[str, float] = {}
-        self.bar.start()
 
     def update(self, record: dict[str, Any]) -> None:
         self.validation = record.get("validation", self.validation)
-        line = describe(record | {"validation": self.validation}, self.clock.steps, self.clock.left(record["step"]))
-        self.bar.update(self.task, completed=record["step"], description=line)
+        step, steps = record["step"], self.clock.steps
+        bar = "#" * (WIDTH * step // steps)
+        line = f"[{bar:{WIDTH}}] {describe(record | {'validation': self.validation}, steps, self.clock.left(step))}"
+        print(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self.bar.stop()
+        print(file=sys.stderr, flush=True)
 
 
 class TensorBoard:
@@ -133,10 +131,5 @@ class Followers:
 
 
 def terminal(steps: int, done: int) -> Follower:
-    """A rewritten line where stderr is a terminal and rich is there, else plain lines."""
-    if sys.stderr.isatty():
-        try:
-            return RichLine(steps, done)
-        except ImportError:
-            pass
-    return PlainLines(steps, done)
+    """A rewritten line where stderr is a terminal, else plain lines."""
+    return OneLine(steps, done) if sys.stderr.isatty() else PlainLines(steps, done)

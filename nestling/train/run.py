@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from nestling.train.checkpoint import load_weights, read_latest
 from nestling.train.config import DataConfig, RunConfig
 from nestling.train.config_file import from_dict
 from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
+from nestling.train.random_state import seed_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
     """Tokenizer, training and held-out tokens, stream, and the model at its first step. `data` = folder of --data."""
     tokenizer = load_tokenizer(config.data.tokenizer)
     training, held_out = load_data(config.data, tokenizer, data)
-    torch.manual_seed(config.train.seed)
+    seed_all(config.train.seed)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
     stream = TokenStream(training, rows=config.train.rows, length=config.train.length, seed=config.train.seed)
     return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
@@ -90,6 +92,8 @@ def run(
     Without `evaluate` the validation is the mean loss over fixed held-out windows.
     """
     ready = prepare(config, data=data)
+    for line in rare_writes(ready.model, config.train.stream_length):
+        say(line)
     windows = held_out_windows(ready.held_out, length=config.train.length, count=config.train.eval_windows)
     result = train(
         ready.model,
@@ -103,6 +107,16 @@ def run(
         say=say,
     )
     return ready, result
+
+
+def rare_writes(model: LanguageModel, stream_length: int) -> list[str]:
+    """A warning for every token-clock level that hardly writes before its stream is cleared."""
+    return [
+        f"{level.name} (period {level.period:.0f}) writes less than twice in a stream of {stream_length} tokens, so "
+        f"training hardly sees its writes; use train.stream_length={4 * level.period:.0f} or more"
+        for level in model.levels()
+        if level.clock == "token" and math.isfinite(level.period) and stream_length <= 2 * level.period
+    ]
 
 
 def resume(
