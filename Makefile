@@ -6,7 +6,7 @@ MADE = .venv runs dist build .mypy_cache .ruff_cache
 .PHONY: demo test check clean python
 
 demo: python
-	@$(PYTHON) environment.py plot
+	@$(PYTHON) environment.py plot cli
 	@$(RUN) -m nestling demo
 
 test: python

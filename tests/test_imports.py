@@ -40,14 +40,16 @@ def folder(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
-    """Each imported name with its statement: `from a.b import c` gives a.b.c."""
+def imports(path: Path, tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
+    """Each imported name with its statement: `from a.b import c` gives a.b.c, `from . import c` what it stands for."""
+    package = ("nestling", *path.relative_to(PACKAGE).parts[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}; name the module in full"
-            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node, f"{module}.{alias.name}") for alias in node.names)
 
 
 def run_at_import(tree: ast.Module) -> set[ast.stmt]:
@@ -71,7 +73,7 @@ def violations(path: Path, source: str) -> list[str]:
     """Every broken rule of one module."""
     tree, here = ast.parse(source), folder(path)
     first, wrong = run_at_import(tree), []
-    for node, name in imports(tree):
+    for node, name in imports(path, tree):
         root, *rest = name.split(".")
         say = f"{path.relative_to(PACKAGE)}:{node.lineno} imports {name}"
         if root == "nestling":
@@ -107,6 +109,7 @@ def test_module_follows_the_rules(path: Path) -> None:
         ("core/memory.py", "def f():\n    import nestling.memories"),
         ("core/memory.py", "import numpy"),
         ("memories/mlp.py", "from nestling.models import build"),
+        ("memories/continuum/level.py", "from ...models import build"),
         ("memories/mlp.py", "from nestling.core.rule import _hidden"),
         ("train/loop.py", "from nestling.evals import perplexity"),
         ("evals/read.py", "import matplotlib"),

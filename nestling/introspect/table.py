@@ -62,7 +62,7 @@ def every(box: Box) -> str:
     if box.period == 0:
         return f"each read (∞ per {box.clock})"
     if math.isinf(box.period):
-        return "never" if box.clock == "step" else "never (token)"
+        return "never"
     return f"{box.period:,.0f} {box.clock}{'s' if box.period != 1 else ''}"
 
 

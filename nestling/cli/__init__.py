@@ -1,0 +1,1 @@
+"""The command line: `nestling COMMAND`, one short file per command (main.py lists them)."""

@@ -1,0 +1,250 @@
+"""The command line as a user meets it: output, exit codes, and errors of one line that name the remedy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestling.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--model.dim", "32", "--model.depth", "1", "--model.heads", "1", "--model.periods", "16", "32"),
+    *("--train.rows", "2", "--train.length", "32", "--train.stream_length", "128", "--train.eval_windows", "2"),
+    *("--train.calibrate_every", "0", "--optim.warmup_steps", "1"),
+]
+FOUR = [*TINY, "--train.steps", "4", "--train.checkpoint_every", "2"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--out", str(folder), *FOUR]) == 0
+    return folder
+
+
+def failing(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    """Run a command that must fail: nothing on stdout, one line on stderr, which is returned without its start."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.rstrip("\n").split("\n")
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("nestling: error: ")
+    return lines[0].removeprefix("nestling: error: ")
+
+
+def passing(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must succeed; returns its stdout."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys) -> None:
+    assert passing(capsys) == passing(capsys, "--help") == passing(capsys, "help")
+    assert all(f"\n  {name} " in passing(capsys) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys) -> None:
+    out = passing(capsys, command, "--help")
+    assert out.startswith(f"usage: nestling {command}")
+    assert "--json" in out
+
+
+def test_version(capsys) -> None:
+    from nestling import __version__
+
+    assert passing(capsys, "--version") == f"nestling {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian'; did you mean train?"),
+        ("doctor --jsn", "unknown option --jsn of nestling doctor; did you mean --json?"),
+        ("doctor twice", "unexpected argument 'twice'; see nestling doctor --help"),
+        ("train --steps 3", "unknown option --steps of nestling train; did you mean --train.steps?"),
+        ("train --train.stepz 3", "unknown option --train.stepz; did you mean --train.steps?"),
+        ("train --train.steps x", "--train.steps=x is not of type int; give a value of that type"),
+        ("train a.py:f --resume r", "recipe and resume cannot be combined; give one of them"),
+        ("train --resume r --out q", "--out cannot be combined with --resume, which goes on in its own folder"),
+        ("train --checkpoint c", "--checkpoint=c needs the run it belongs to; add --resume RUN"),
+        ("generate --prompt x", "the following arguments are required: --model; see nestling generate --help"),
+        ("levels hoppe", "model 'hoppe' is no name, run folder or FILE.py:FUNCTION; did you mean hope?"),
+        ("levels hope --optimizer adamw", "unknown optimizer 'adamw'; did you mean AdamW?"),
+        ("levels hope --optimizer.lr 1", "--optimizer.lr needs an optimizer; add --optimizer NAME"),
+        ("levels hope --optimizer SGD --optimizer.momntum 1", "optimizer SGD refuses its options"),
+        ("levels torch.nn:ReLU --model.dim 3", "--model.dim sets a size of a named model, and 'torch.nn:ReLU' is none"),
+    ],
+)
+def test_wrong_calls(line: str, message: str, here: Path, capsys) -> None:
+    assert failing(capsys, 2, *line.split()).startswith(message)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train none.py:f", "recipe file none.py does not exist"),
+        ("train none.py", "recipe 'none.py' names no function; write FILE.py:FUNCTION"),
+        ("train no_such_package:f", "recipe module 'no_such_package' is not installed"),
+        ("train --resume none", "no run.json in none; give the folder of a run"),
+        ("train --config none.json", "no config file none.json"),
+        ("train --data.text none.txt", "no data file none.txt in"),
+        ("train --model.heads 3", "dim=128 does not split into heads=3"),
+        ("train --model.periods 16 24", "period 24 is not a multiple of the shortest period 16"),
+        ("train --model.name hoppe", "unknown model 'hoppe'"),
+        ("train --train.stream_length 100", "train.stream_length=100 is not a multiple of train.length=256; use 0"),
+        ("generate --model none", "--model=none is not a folder; give the folder of a run"),
+        ("levels torch.nn:Linear", "model torch.nn:Linear cannot be called without arguments: missing a required"),
+        ("levels torch.nn:Lineer", "model torch.nn has no function 'Lineer'"),
+        ("levels math:floor", "model math:floor cannot be called without arguments"),
+        ("levels platform:system", "model platform:system returns str; it must return a torch.nn.Module"),
+    ],
+)
+def test_impossible_wishes(line: str, message: str, here: Path, capsys) -> None:
+    assert failing(capsys, 1, *line.split()).startswith(message.removesuffix("; use 0"))
+    assert list(here.iterdir()) == []
+
+
+def test_text_files_that_cannot_be_read(here: Path, capsys) -> None:
+    (here / "empty.txt").write_bytes(b"")
+    (here / "latin.txt").write_bytes("caf\xe9".encode("latin1"))
+    assert "empty.txt is empty" in failing(capsys, 1, "train", *TINY, "--data.text", "empty.txt")
+    assert "latin.txt is not UTF-8: byte 0xe9 at offset 3" in failing(
+        capsys, 1, "train", *TINY, "--data.text", "latin.txt"
+    )
+
+
+def test_show_prints_options_that_give_the_same_config(here: Path, capsys) -> None:
+    shown = passing(capsys, "train", *FOUR, "--show")
+    assert "--train.steps 4\n" in shown and "--model.periods 16.0 32.0\n" in shown
+    again = [word for line in shown.splitlines() if not line.endswith("''") for word in line.split()]
+    assert passing(capsys, "train", *again, "--show") == shown
+    (here / "c.json").write_text(passing(capsys, "train", *FOUR, "--show", "--json"))
+    assert passing(capsys, "train", "--config", "c.json", "--show") == shown
+
+
+def test_a_recipe_is_a_function_of_a_file(here: Path, capsys) -> None:
+    (here / "mine.py").write_text(
+        "from helper import LR\nfrom nestling.train import RunConfig, OptimConfig\n"
+        "def small():\n    return RunConfig(optim=OptimConfig(lr=LR))\n"
+        "def wrong():\n    return 3\ndef refuses():\n    raise ValueError('no,\\nnot today; tomorrow')\n"
+    )
+    (here / "helper.py").write_text("LR = 0.25\n")
+    (here / "broken.py").write_text("def f(:\n")
+    assert "--optim.lr 0.25\n" in passing(capsys, "train", "mine.py:small", "--show")
+    assert "--optim.lr 0.5\n" in passing(capsys, "train", "mine.py:small", "--show", "--optim.lr", 0.5)
+    assert failing(capsys, 1, "train", "mine.py:smal") == "recipe mine.py has no function 'smal'; did you mean small?"
+    assert failing(capsys, 1, "train", "mine.py:wrong").endswith("returns int; it must return a RunConfig")
+    assert failing(capsys, 1, "train", "mine.py:refuses") == "no, not today; tomorrow"
+    assert "broken.py is not Python" in failing(capsys, 1, "train", "broken.py:f")
+
+
+def test_train_writes_a_run_folder_and_never_over_an_old_one(here: Path, capsys) -> None:
+    report = json.loads(passing(capsys, "train", *FOUR, "--json"))
+    assert report == {"run": "runs/train-1", "step": 4, "finished": True, "stopped_by": ""}
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert "train-1 is not empty" in failing(capsys, 1, "train", *FOUR, "--out", "runs/train-1")
+    assert json.loads(passing(capsys, "train", *FOUR, "--json"))["run"] == "runs/train-2"
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_resume_refuses_another_config(trained: Path, here: Path, capsys) -> None:
+    assert json.loads(passing(capsys, "train", "--resume", trained, "--json"))["step"] == 4
+    assert "optim.lr: 0.002 -> 0.5" in failing(capsys, 1, "train", "--resume", trained, "--optim.lr", 0.5)
+
+
+def test_generate_repeats_itself_with_a_seed(trained: Path, capsys) -> None:
+    line = ["generate", "--model", trained, "--prompt", "A", "--tokens", 9]
+    first = passing(capsys, *line, "--json")
+    assert len(json.loads(first)["tokens"]) == 9
+    assert passing(capsys, *line, "--json") == first
+    assert passing(capsys, *line, "--json", "--seed", 1) != first
+    assert passing(capsys, *line) == f"A{json.loads(first)['text']}\n"
+    assert failing(capsys, 2, *line[:3], "--prompt", "").startswith("--prompt is empty")
+    assert failing(capsys, 1, *line, "--temperature", -1) == "temperature=-1.0 must be >= 0; 0 is greedy"
+    assert failing(capsys, 1, *line, "--device", "nowhere").startswith("--device=nowhere cannot be used")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 99, b'\x08\0\0\0\0\0\0\0{"a":{}}'])
+def test_generate_refuses_a_damaged_memory_file(trained: Path, here: Path, capsys, content: bytes) -> None:
+    (here / "m.safetensors").write_bytes(content)
+    message = failing(capsys, 1, "generate", "--model", trained, "--state", "m.safetensors")
+    assert "m.safetensors" in message and ("damaged" in message or "not a nestling state" in message)
+    assert "nothing.safetensors does not exist" in failing(
+        capsys, 1, "generate", "--model", trained, "--state", "nothing.safetensors"
+    )
+    assert (here / "m.safetensors").read_bytes() == content
+
+
+def test_a_damaged_run_folder_is_refused(trained: Path, here: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(trained, here / "run")
+    for weights in (here / "run").rglob("model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["generate", "--model", str(here / "run")]) == 1
+    assert "damaged" in capsys.readouterr().err or "no checkpoint" in capsys.readouterr().err
+    (here / "run" / "run.json").write_text("{")
+    assert "run.json is damaged" in failing(capsys, 1, "generate", "--model", here / "run")
+
+
+def test_levels_of_a_name_a_run_and_anything_else(trained: Path, here: Path, capsys) -> None:
+    named = json.loads(passing(capsys, "levels", "hope", "--model.periods", 16, 64, "--optimizer", "AdamW", "--json"))
+    assert {16, 64} <= {box["period"] for box in named}
+    assert [box["name"] for box in named][-3:] == ["AdamW.weights", "AdamW.first moment", "AdamW.second moment"]
+    assert {16, 32} <= {box["period"] for box in json.loads(passing(capsys, "levels", trained, "--json"))}
+    (here / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.LSTM(3, 4)\n")
+    assert "LSTM.state" in passing(capsys, "levels", "mine.py:make", "--figure", "deep/levels.svg")
+    assert (here / "deep" / "levels.svg").read_text().startswith("<?xml")
+    assert "Muon.momentum" in passing(capsys, "levels", "mine.py:make", "--optimizer", "Muon", "--optimizer.lr", 0.1)
+
+
+def test_doctor_passes_here(capsys) -> None:
+    said = json.loads(passing(capsys, "doctor", "--json"))
+    assert said["ok"] and all(check["ok"] for check in said["checks"].values())
+    assert said["facts"]["torch"] == torch.__version__
+    assert "all 5 checks passed" in passing(capsys, "doctor")
+
+
+def test_doctor_reports_a_failure(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nestling.cli import doctor
+
+    def broken() -> str:
+        raise RuntimeError("it is\nbroken")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"one": broken})
+    assert main(["doctor"]) == 1
+    assert "FAIL  one: RuntimeError: it is broken\n1 of 1 checks failed\n" in capsys.readouterr().out
+
+
+def test_module_runs_from_a_checkout_and_ends_with_its_exit_code(here: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nestling", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert run("--version").returncode == 0
+    wrong = run("trian")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "nestling: error: unknown command 'trian'; did you mean train?\n"
+
+
+def test_a_closed_pipe_is_no_error(here: Path) -> None:
+    line = f"{sys.executable} -m nestling train --show | head -1"
+    ran = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert ran.stderr == "" and ran.stdout.startswith("--model.name")
