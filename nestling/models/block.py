@@ -36,6 +36,6 @@ class Block(nn.Module):
         return self.channel(x + y)[0], state
 
 
-def continuum_of(config: ModelConfig, layer: int) -> ContinuumStack:
-    """The CMS of block `layer`."""
-    return STACKS[config.continuum](config.dim, config.periods, hidden=config.width, rules=config.rules(layer))
+def continuum_of(config: ModelConfig) -> ContinuumStack:
+    """The CMS of one block."""
+    return STACKS[config.continuum](config.dim, config.periods, hidden=config.width, rules=config.rules())

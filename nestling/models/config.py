@@ -22,8 +22,7 @@ class ModelConfig:
         window: sliding window of attention; None = full.
         chunk_size, expansion: chunk and hidden width (times head width) of the sequence memories.
         periods: token periods of the CMS levels, fast to slow; inf = frozen.
-        inner_lr: rate of the CMS writes, one or one per period, in the last block; 0 = static.
-        inner_depth: how many times larger the rate of the last block is than that of the first.
+        inner_lr: rate of the CMS writes, one or one per period; 0 = static.
         inner_rule, inner_relative, inner_bound, inner_erase, inner_decay, inner_kappa, inner_online, inner_learned:
             see `nestling.memories.continuum.InnerRule`.
         reset: when fast weights go back to their start: "never" or at a "document" border.
@@ -42,14 +41,13 @@ class ModelConfig:
     chunk_size: int = 32
     expansion: int = 1
     periods: Periods = (math.inf,)
-    inner_lr: float | tuple[float, ...] = 0.01
-    inner_depth: float = 8.0
+    inner_lr: float | tuple[float, ...] = 0.02
     inner_rule: str = "sgd"
     inner_relative: bool = True
     inner_bound: float = 0.1
     inner_erase: float = 0.0
     inner_decay: float = 0.0
-    inner_kappa: float = 30.0
+    inner_kappa: float = 100.0
     inner_online: bool = False
     inner_learned: bool = False
     reset: Literal["never", "document"] = "never"
@@ -85,21 +83,21 @@ class ModelConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        if self.hidden < 0 or self.bptt < 0 or self.inner_depth <= 0:
-            raise ValueError("hidden and bptt must be >= 0 and inner_depth > 0")
+        for name in ("hidden", "bptt"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
     @property
     def width(self) -> int:
         """Hidden width of a block's MLPs together."""
         return self.hidden or 8 * self.dim // 3
 
-    def rules(self, layer: int) -> list[InnerRule]:
-        """The inner rule of every level in block `layer`: rates rise with depth (docs/levels.md says why)."""
+    def rules(self) -> list[InnerRule]:
+        """The inner rule of every level of a block, fast to slow."""
         rates = self.inner_lr if isinstance(self.inner_lr, tuple) else (self.inner_lr,) * len(self.periods)
-        share = self.inner_depth ** ((layer + 1) / self.depth - 1)
         return [
             InnerRule(
-                rate=rate * share,
+                rate=rate,
                 direction=DIRECTIONS[self.inner_rule],
                 relative=self.inner_relative,
                 bound=self.inner_bound,

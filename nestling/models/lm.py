@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core.level import Level, Levels
-from ..memories.continuum import continuum_levels, reading
-from ..memories.continuum.learn import second_moments
-from ..memories.continuum.linear import Reading
+from ..memories.continuum import Reading, calibrate, continuum_levels, reading
 from .block import Block, continuum_of
 from .config import ModelConfig
 from .generate import Generation
@@ -47,7 +46,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(
-            Block(config.dim, mixer(config), continuum_of(config, layer)) for layer in range(config.depth)
+            Block(config.dim, mixer(config), continuum_of(config)) for _ in range(config.depth)
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -62,7 +61,7 @@ class LanguageModel(nn.Module):
         if isinstance(module, Block):
             scale = (2 * self.config.depth) ** -0.5
             for name, parameter in module.named_parameters():
-                if name.endswith(("mixer.out.weight", "mixer.project_out.weight", "outer.weight")):
+                if name.endswith(("mixer.out.weight", "mixer.project_out.weight", "down.weight")):
                     with torch.no_grad():
                         parameter.mul_(scale)
 
@@ -95,7 +94,7 @@ class LanguageModel(nn.Module):
         Returns logits (B, T, V) and the state, detached. Writes also happen under no_grad and inference_mode.
         Raises ValueError for token ids outside the vocabulary, wrong shapes, or a state of another model.
         """
-        with torch.inference_mode(False):
+        with _recordable():
             text, place = pack(tokens.clone(), None, mask, new_document, self.config.vocab_size)
             reader = Reader(self, text, learn=learn, logits=True, score=False)
             carried = reader.run(self._tree(state, len(tokens)))
@@ -103,7 +102,12 @@ class LanguageModel(nn.Module):
             return Output(unpack(logits, place), State(carried, self))
 
     def loss(
-        self, tokens: Tensor, targets: Tensor | None = None, mask: Tensor | None = None, state: State | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: State | None = None,
+        new_document: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Mean next-token loss in nats, with writes on: the training entry. One `loss.backward()` follows.
 
@@ -112,10 +116,10 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: (B, T). targets: (B, T), the token after each (negative = none); None = the next token of the row.
-            mask, state: as in `forward`.
+            mask, state, new_document: as in `forward`.
         """
-        with torch.inference_mode(False):
-            text, _ = pack(tokens.clone(), targets, mask, None, self.config.vocab_size)
+        with _recordable():
+            text, _ = pack(tokens.clone(), targets, mask, new_document, self.config.vocab_size)
             wanted = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
             immediate = wanted if self.config.outer == "segment" and self.config.bptt == 0 else []
             reader = Reader(self, text, learn=True, logits=False, score=True, parameters=immediate)
@@ -140,8 +144,7 @@ class LanguageModel(nn.Module):
         if state.rows != rows:
             raise ValueError(f"state has {state.rows} rows, tokens have {rows}; use state.select(rows) or State.stack")
         if state.model is not self:
-            theirs = state.fingerprint if state.model is None else state.model.fingerprint()
-            mine = self.fingerprint()
+            theirs, mine = state.owner(), self.fingerprint()
             if theirs != mine:
                 raise ValueError(f"the state belongs to model {theirs}, this is model {mine}; read with the model that wrote it")
         return state.tree
@@ -168,19 +171,19 @@ class LanguageModel(nn.Module):
         """Continue tokens (B, T): iterate for tokens (B,), or `.all()` for (B, n). Options: see `Generation`."""
         return Generation(self, tokens, max_new_tokens, state, **options)
 
-    @torch.no_grad()
     def calibrate(self, tokens: Tensor, *, keep: float = 0.9) -> None:
-        """Fold the inputs that `tokens` (B, T) of training text cause into the old-key metrics of the CMS maps.
+        """Fold training text (B, T) into the statistics that CMS writes go by: old keys and usual gradients.
 
-        `keep` in [0, 1) is the part of the earlier statistics that stays.
+        Only buffers with `inner` in their name change. `keep` in [0, 1) is the part of earlier statistics that stays.
         """
         levels = continuum_levels(self)
-        now = Reading({}, {}, {})
-        with torch.inference_mode(False), torch.enable_grad(), reading(now):
-            self.body(tokens.clone(), [None] * len(self.blocks))
-        kappas = {m: level.rule.kappa for level in levels.values() for m in level.maps.values()}
-        for m, moment in second_moments({m: t for m, t in (now.tape or {}).items() if m in kappas}).items():
-            m.remember(moment, kappa=kappas[m], keep=keep)
+        if not levels:
+            return
+        with torch.inference_mode(False), torch.enable_grad(), reading(Reading({}, {}, {})) as now:
+            text, _ = pack(tokens.clone(), None, None, None, self.config.vocab_size)
+            hidden, _ = self.body(text.tokens, [None] * len(self.blocks))
+            loss = self.token_loss(hidden, text.targets)
+        calibrate(levels, now, loss, tokens=tokens.shape[1] - 1, keep=keep)
 
     # --- describing -------------------------------------------------------------------------------------------
 
@@ -212,6 +215,14 @@ class LanguageModel(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.config.name}-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def _recordable() -> Iterator[None]:
+    """Leave inference mode, in which no write could take its gradient, but keep the caller's grad mode."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
 
 
 class _Precomputed(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Continuum Memory System: MLP blocks that are written on their own periods, per sequence, by the task loss."""
 
+from .calibrate import calibrate
 from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe
 from .level import ContinuumLevel, LevelState, Observation
 from .linear import FastLinear, Reading, reading
@@ -32,6 +33,7 @@ __all__ = [
     "Observation",
     "Reading",
     "absorb",
+    "calibrate",
     "check_periods",
     "continuum_levels",
     "current",

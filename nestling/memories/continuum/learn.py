@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .level import ContinuumLevel, LevelState, Observation
-from .linear import FastLinear, Reading, Trace, reading
+from .linear import Reading, Trace, reading
 from .matrix import FastMatrix
 
 FastState = dict[str, LevelState]
@@ -31,14 +31,14 @@ def initial_state(levels: dict[str, ContinuumLevel], rows: int, device: torch.de
     return {path: level.initial_state(rows, device) for path, level in levels.items()}
 
 
-def current(levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False) -> Reading:
-    """The reading in which every level uses the fast weights of `state`."""
+def current(levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False, exact: bool = False) -> Reading:
+    """The reading in which every level uses the fast weights of `state`; `exact`: they carry their own graph."""
     deltas: dict[nn.Module, FastMatrix] = {}
     growth: dict[nn.Module, Tensor] = {}
     for path, level in levels.items():
         for name, delta in state[path].delta.items():
             deltas[level.maps[name]] = delta
-            if level.rule.learned and torch.is_grad_enabled():
+            if level.rule.learned and not exact and torch.is_grad_enabled():
                 growth[level.maps[name]] = (level.inner_log_rate - level.inner_log_rate.detach()).exp()
     return Reading(deltas, growth, {} if record else None)
 
@@ -74,7 +74,8 @@ def observe(
     for (m, trace), grad in zip(uses, grads[: len(uses)], strict=True):
         if grad is not None:
             errors.setdefault(m, []).append((trace, grad))
-    seen = {path: _observation(level, errors, targets, valid, exact) for path, level in levels.items()}
+    with torch.autocast(loss.device.type, enabled=False):
+        seen = {path: _observation(level, errors, targets, valid, exact) for path, level in levels.items()}
     return seen, list(grads[len(uses) :])
 
 
@@ -90,7 +91,7 @@ def _observation(
     seen: dict[str, Tensor] = {}
     for name, m in level.maps.items():
         for trace, error in errors.get(m, ()) if not level.rule.static else ():
-            x, delta = _as_rows(trace.x, m.weight), _as_rows(error, m.weight)
+            x, delta = as_rows(trace.x, m.weight), as_rows(error, m.weight)
             x, delta = (x, delta) if exact else (x.detach(), delta.detach())
             gradient[name] = gradient.get(name, FastMatrix()).plus_outer(delta, x)
             if valid is not None and valid.shape[1] == x.shape[1]:
@@ -103,7 +104,7 @@ def _observation(
     return Observation(gradient, keys, seen, targets)
 
 
-def _as_rows(x: Tensor, weight: Tensor) -> Tensor:
+def as_rows(x: Tensor, weight: Tensor) -> Tensor:
     """(B, ..., I) -> (B, T, I) in the precision of the weights."""
     return x.reshape(x.shape[0], -1, x.shape[-1]).to(weight.dtype)
 
@@ -112,7 +113,7 @@ def absorb(
     levels: dict[str, ContinuumLevel], state: FastState, seen: dict[str, Observation], tokens: Tensor, *, exact: bool = False
 ) -> FastState:
     """Close a segment of `tokens` (B,) tokens on every level; write the levels whose period is full."""
-    with torch.set_grad_enabled(exact):
+    with torch.set_grad_enabled(exact), torch.autocast(tokens.device.type, enabled=False):
         after = {path: level.absorb(state[path], seen[path], tokens) for path, level in levels.items()}
         for path, level in levels.items():
             outer = _slower(path)
@@ -149,6 +150,13 @@ def learn(
     Returns the new state: read with it under `fast_weights(model, state)`.
     Raises ValueError if the model has no level to write or the loss is not given per row.
     """
+    with torch.inference_mode(False):
+        return _learn(model, loss_fn, tokens.clone() if tokens.is_inference() else tokens, state)
+
+
+def _learn(
+    model: nn.Module, loss_fn: Callable[[nn.Module, Tensor], Tensor], tokens: Tensor, state: FastState | None
+) -> FastState:
     levels = continuum_levels(model)
     if not levels:
         raise ValueError("learn: the model has no ContinuumMemory with a finite period; add one, or convert its MLPs")
@@ -173,13 +181,3 @@ def learn(
 def fast_weights(model: nn.Module, state: FastState):  # type: ignore[no-untyped-def]
     """Context in which `model` reads with the fast weights of `state` (one row per sequence)."""
     return reading(current(continuum_levels(model), state))
-
-
-def second_moments(tape: dict[nn.Module, list[Trace]]) -> dict[FastLinear, Tensor]:
-    """Mean of x x^T over all recorded inputs of each map, (I, I)."""
-    made: dict[FastLinear, Tensor] = {}
-    for m, traces in tape.items():
-        assert isinstance(m, FastLinear)
-        x = torch.cat([t.x.detach().reshape(-1, t.x.shape[-1]) for t in traces]).to(m.weight.dtype)
-        made[m] = x.T @ x / len(x)
-    return made

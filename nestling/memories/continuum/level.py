@@ -80,6 +80,8 @@ class ContinuumLevel(nn.Module):
             self.inner_log_rate = nn.Parameter(log_rate)
         else:
             self.register_buffer("inner_log_rate", log_rate, persistent=False)
+        self.register_buffer("inner_unit", torch.zeros(()))  # |W| / |usual gradient|; 0 = not calibrated
+        self.inner_unit: Tensor
 
     @property
     def writable(self) -> bool:
@@ -121,7 +123,7 @@ class ContinuumLevel(nn.Module):
             step = self._metric(step, m, seen.get(name))
             norm = step.norm() * share
             scale, size = self._length(norm, m.weight)
-            old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name), count)
+            old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name))
             delta[name] = old.plus(step, -scale * share)
             lengths.append((scale * norm).detach())
             sizes.append(size)
@@ -154,16 +156,20 @@ class ContinuumLevel(nn.Module):
         """The factor (B,) that gives a step of Frobenius norm (B,) its length, and the size of the weight."""
         size = torch.linalg.vector_norm(weight.detach())
         rate, safe = self.inner_log_rate.exp(), norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        scale = rate * size / safe if self.rule.relative else rate.expand_as(norm)
+        if not self.rule.relative:
+            scale = rate.expand_as(norm)
+        else:
+            scale = rate * (self.inner_unit.expand_as(norm) if bool(self.inner_unit > 0) else size / safe)
         return torch.minimum(scale, self.rule.bound * size / safe), size
 
-    def _retain(self, delta: FastMatrix, keys: FastMatrix | None, count: Tensor) -> FastMatrix:
-        """What stays of earlier writes: (1 - decay) D (I - erase K)."""
+    def _retain(self, delta: FastMatrix, keys: FastMatrix | None) -> FastMatrix:
+        """What stays of earlier writes: (1 - decay) D (I - erase K). Unit keys: their number is the trace of their sum."""
         if delta.empty:
             return delta
         if self.rule.erase and keys is not None:
-            delta = delta.erase(keys, self.rule.erase / count)
-        return delta.times(torch.full_like(count, 1 - self.rule.decay)) if self.rule.decay else delta
+            delta = delta.erase(keys, self.rule.erase / keys.trace().clamp_min(1e-12))
+        kept = self.inner_log_rate.new_full((1,), 1 - self.rule.decay)
+        return delta.times(kept) if self.rule.decay else delta
 
     def forget(self, state: LevelState, rows: Tensor) -> LevelState:
         """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""
@@ -200,10 +206,10 @@ class ContinuumLevel(nn.Module):
         return ", ".join(words)
 
     def state_bytes(self) -> int:
-        """Upper bound of this level's state per sequence, in bytes of float32: delta, buffers, moments."""
+        """Upper bound of this level's state per sequence, in bytes of float32: delta, gradient, open segment's gradient, moments."""
         if not self.writable:
             return 0
-        matrices = 2 + {"Momentum": 1, "AdamLike": 2}.get(type(self.rule.direction).__name__, 0)
-        squares = bool(self.rule.erase) + 2 * self.rule.online
+        matrices = 3 + {"Momentum": 1, "AdamLike": 2}.get(type(self.rule.direction).__name__, 0)
+        squares = 2 * bool(self.rule.erase) + 3 * self.rule.online
         weights = sum(matrices * m.weight.numel() + squares * m.in_features**2 for m in self.maps.values())
-        return 4 * weights + 8 * 4 + 4 * len(self.maps)
+        return 4 * weights * (not self.rule.static) + 8 * 5 + 4 * len(self.maps)

@@ -89,11 +89,22 @@ class FastMatrix:
             right=None if self.right is None else erased(self.right),
         )
 
+    def trace(self) -> Tensor:
+        """The trace of each row's (square) matrix, (B,)."""
+        if self.dense is None and self.left is not None and self.right is not None:
+            return (self.left * self.right).sum((1, 2))
+        return self.to_dense().diagonal(dim1=1, dim2=2).sum(1)
+
+    def combined(self) -> FastMatrix:
+        """Called when rows of several states became one: rows of both forms become one matrix."""
+        return self if self.dense is None or self.left is None else FastMatrix(dense=self.to_dense())
+
     def norm(self) -> Tensor:
         """The Frobenius norm of each row's matrix, (B,)."""
         if self.dense is None and self.left is not None and self.right is not None:
             gram = (self.left @ self.left.transpose(1, 2)) * (self.right @ self.right.transpose(1, 2))
-            return gram.sum((1, 2)).clamp_min(0).sqrt()
+            square = gram.sum((1, 2))
+            return torch.where(square > 0, square, 1).sqrt() * (square > 0)  # smooth at 0, for exact outer gradients
         dense = self.to_dense()
         return torch.linalg.vector_norm(dense, dim=(1, 2))
 

@@ -18,17 +18,17 @@ from .rules import InnerRule
 
 
 class GatedMLP(nn.Module):
-    """Pre-norm SwiGLU: x -> W_out (silu(g) * u), [g, u] = W_in norm(x). No biases: they are never worth writing."""
+    """Pre-norm SwiGLU: x -> W_down (silu(g) * u), [g, u] = W_up norm(x). No biases: they are never worth writing."""
 
     def __init__(self, dim: int, hidden: int, *, metric: bool) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.inner = FastLinear(dim, 2 * hidden, metric=metric)
-        self.outer = FastLinear(hidden, dim, metric=metric)
+        self.up = FastLinear(dim, 2 * hidden, metric=metric)
+        self.down = FastLinear(hidden, dim, metric=metric)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.inner(self.norm(x)).chunk(2, dim=-1)
-        return self.outer(F.silu(gate) * up)
+        gate, up = self.up(self.norm(x)).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class ContinuumStack(nn.Module, ABC):
@@ -126,6 +126,8 @@ def check_periods(periods: Sequence[float]) -> None:
         raise ValueError("periods is empty; give at least one, e.g. periods=(float('inf'),) for a frozen MLP")
     if list(periods) != sorted(periods):
         raise ValueError(f"periods={tuple(periods)} must run from fast to slow, e.g. {tuple(sorted(periods))}")
+    if not min(periods) >= 1:
+        raise ValueError(f"periods={tuple(periods)} must be whole numbers of tokens >= 1, or inf for a frozen level")
     for period in periods:
         if period != float("inf") and period % periods[0]:
             near = max(1, round(period / periods[0])) * periods[0]

@@ -62,9 +62,10 @@ class InnerRule:
     where K is the mean of x x^T / |x|^2 over the period's inputs and C the covariance of the inputs on old text.
 
     Attributes:
-        rate: length of a write; with `relative` in units of |W| (Frobenius), else the learning rate of the direction.
+        rate: length of a write; with `relative` in units of the weights, else the learning rate of the direction.
         direction: None for the gradient itself, or `Momentum`, `AdamLike`.
-        relative: every write has the length rate * |W|, so that rates carry over between models.
+        relative: a period as surprising as training text moves the weights by rate * |W|, and one twice as surprising
+            by twice that, so that rates carry over between models. Before calibration every write has that length.
         bound: no write is longer than bound * |W|.
         erase: strength in [0, 1] of the delta-rule erase of D along the keys of the period.
         decay: part of D that a write forgets; the weights go back to their initial state.
@@ -82,7 +83,7 @@ class InnerRule:
     bound: float = 0.1
     erase: float = 0.0
     decay: float = 0.0
-    kappa: float = 30.0
+    kappa: float = 100.0
     online: bool = False
     learned: bool = False
     reset: Reset = "never"
