@@ -7,6 +7,7 @@ A tree is a tensor, None, a number, a string, a list, a dict with string keys, o
 * what is ragged between rows (cache slots, pending tokens, ranks) lies along dimension 1, filled from the left,
   and padded **with zeros on the right**; so rows of different age stack.
 
+A node may have a method `combined()`, which is called after rows of several states became one node.
 None stands for "nothing yet" and equals zeros when it meets a tensor.
 """
 
@@ -125,7 +126,8 @@ def _combine(fn: Callable[[Sequence[Tensor]], Tensor], trees: Sequence[Tree], ro
         parts = {name: None for b in below for name in b}
     elif any(b and b.keys() != parts.keys() for b in below):
         raise ValueError("states differ in structure; only states of one model combine")
-    return rebuild(model, {name: _combine(fn, [b.get(name) for b in below], rows) for name in parts})
+    made = rebuild(model, {name: _combine(fn, [b.get(name) for b in below], rows) for name in parts})
+    return made.combined() if hasattr(made, "combined") else made
 
 
 def _zeros_like_rows(x: Tensor, rows: int) -> Tensor:

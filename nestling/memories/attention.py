@@ -44,9 +44,7 @@ class Attention(nn.Module):
         self.heads, self.window, self.width = heads, window, dim // heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        rates = rotary_base ** (-torch.arange(0, self.width, 2, dtype=torch.float64) / self.width)
-        self.register_buffer("rates", rates, persistent=False)
-        self.rates: Tensor
+        self.rotary_base = rotary_base
 
     def forward(
         self, x: Tensor, state: AttentionState | None = None, lengths: Tensor | None = None
@@ -69,7 +67,9 @@ class Attention(nn.Module):
         return y, AttentionState(k, v, slot, start + (tokens if lengths is None else lengths))
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angle = positions.unsqueeze(-1).to(torch.float64) * self.rates.to(torch.float64)
+        # Made here in float64: a buffer would lose its precision, and so every position, in model.bfloat16().
+        channels = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
+        angle = positions.unsqueeze(-1) * self.rotary_base ** (-channels / self.width)
         return angle.cos().to(dtype).unsqueeze(2), angle.sin().to(dtype).unsqueeze(2)  # (B, T, 1, d/2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: Tensor, positions: Tensor, *, plain: bool) -> Tensor:

@@ -25,13 +25,14 @@ def pack(
     lengths = mask.sum(1)
     packed = tokens.gather(1, order)
     borders = None if new_document is None else _packed_borders(new_document, mask, order)
+    ends = None if new_document is None else _ends(new_document, mask)
     real = torch.arange(length, device=tokens.device) < lengths[:, None]
     if targets is None:
         goal = _next(packed, lengths, borders)
     else:
         goal = _given(targets).gather(1, order).masked_fill(~real, UNKNOWN)
     place = torch.where(mask, mask.cumsum(1) - 1, -1)
-    return Text(packed, goal, lengths, borders), place
+    return Text(packed, goal, lengths, borders, ends), place
 
 
 def unpack(logits: Tensor, place: Tensor | None) -> Tensor:
@@ -64,6 +65,12 @@ def _packed_borders(new_document: Tensor, mask: Tensor, order: Tensor) -> Tensor
     document = new_document.cumsum(1).gather(1, order)
     before = torch.cat([torch.zeros_like(document[:, :1]), document[:, :-1]], 1)
     return document > before
+
+
+def _ends(new_document: Tensor, mask: Tensor) -> Tensor:
+    """(B,) True where a border stands behind the last token that is read."""
+    behind = mask.flip(1).cumsum(1).flip(1) == 0
+    return (new_document & behind).any(1)
 
 
 def _check(

@@ -45,12 +45,14 @@ class Text:
         tokens, targets: (B, T); a target is UNKNOWN or NONE where there is none.
         lengths: (B,) real tokens per row.
         borders: (B, T) True at the first token of a document, or None.
+        ends: (B,) True where a document starts at a masked token behind the last one, or None.
     """
 
     tokens: Tensor
     targets: Tensor
     lengths: Tensor
     borders: Tensor | None
+    ends: Tensor | None = None
 
 
 class Reader:
@@ -94,6 +96,8 @@ class Reader:
             size = self._piece(carried, column)
             carried = self._advance(carried, column, size)
             column += size
+        if self.text.ends is not None and bool(self.text.ends.any()):
+            carried = self._start_documents(carried, self.text.ends)
         self._flush()
         assert column <= length
         return detach(carried)
@@ -116,6 +120,13 @@ class Reader:
         if border is not None and bool(border.any()):
             carried = self._new_document(carried, border)
         return carried
+
+    def _start_documents(self, carried: Carried, border: Tensor) -> Carried:
+        """A border whose first real token is still to come."""
+        if self.learning and carried.segment is not None:
+            ends = border & (carried.segment.length > 0)
+            carried = self._close(carried, ends) if bool(ends.any()) else carried
+        return self._new_document(carried, border)
 
     def _close(self, carried: Carried, ends: Tensor) -> Carried:
         segment = carried.segment
@@ -149,12 +160,14 @@ class Reader:
             with torch.enable_grad():
                 seen = self._read_again(segment, fast)
         after = absorb(self.levels, fast, seen, segment.length, exact=self.exact)
-        return self._truncated(after) if self.exact else after
+        return self._truncated(fast, after) if self.exact else after
 
-    def _truncated(self, fast: FastState) -> FastState:
-        """Cut the graph of a level's fast weights after every `bptt` of its writes."""
+    def _truncated(self, before: FastState, after: FastState) -> FastState:
+        """Cut the graph of a level's fast weights at every (bptt + 1)-th of its writes."""
+        block = self.model.config.bptt + 1
         return {
-            path: detach(s) if bool((s.writes % self.model.config.bptt == 0).all()) else s for path, s in fast.items()
+            path: _for_rows((s.writes > before[path].writes) & (s.writes % block == 0), detach(s), s)
+            for path, s in after.items()
         }
 
     def _read_again(self, segment: Segment, fast: FastState) -> dict[str, Observation]:
@@ -162,11 +175,13 @@ class Reader:
         beyond = torch.arange(length, device=segment.length.device) >= segment.length[:, None]
         targets = segment.targets[:, :length].masked_fill(beyond, UNKNOWN)
         lengths = segment.length if bool(beyond.any()) else None
-        with reading(current(self.levels, detach(fast), record=True)) as now:
-            hidden, _ = self.model.body(segment.tokens[:, :length], detach(segment.mixers), lengths)
+        before = fast if self.exact else detach(fast)
+        with reading(current(self.levels, before, record=True, exact=self.exact)) as now:
+            hidden, _ = self.model.body(segment.tokens[:, :length], segment.mixers, lengths)
         loss = self.model.token_loss(hidden, targets)
         valid = None if lengths is None else ~beyond
-        return observe(self.levels, now, loss, targets=(targets >= 0).sum(1), valid=valid)[0]
+        counts = (targets >= 0).sum(1)
+        return observe(self.levels, now, loss, targets=counts, valid=valid, exact=self.exact)[0]
 
     def _new_document(self, carried: Carried, border: Tensor) -> Carried:
         """Empty contexts in the rows where a document starts; levels with that policy go back to their start."""
@@ -205,7 +220,8 @@ class Reader:
             targets = targets.masked_fill(~active[:, None], UNKNOWN)
         segment = self._opened(carried, active) if self.learning else carried.segment
         record = self.learning and everyone and self._whole(segment, carried.fast, size, targets)
-        with torch.set_grad_enabled(self.outer or record), reading(current(self.levels, carried.fast, record=record)) as now:
+        now = current(self.levels, carried.fast, record=record, exact=self.exact)
+        with torch.set_grad_enabled(self.outer or record), reading(now):
             hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
             loss = self._score(hidden, targets, needed=record)
         ready = None
@@ -230,9 +246,13 @@ class Reader:
             zero = torch.zeros_like(carried.tokens)
             nothing = self.text.tokens[:, :0]
             no = torch.zeros_like(active)
-            return Segment(nothing, nothing, zero, no, detach(carried.mixers), None, no)
+            return Segment(nothing, nothing, zero, no, self._constant(carried.mixers), None, no)
         starts = active & (segment.length == 0)
-        return replace(segment, mixers=_for_rows(starts, detach(carried.mixers), segment.mixers))
+        return replace(segment, mixers=_for_rows(starts, self._constant(carried.mixers), segment.mixers))
+
+    def _constant(self, mixers: list[Tree]) -> list[Tree]:
+        """The mixers at the start of a segment, from which it may be read again."""
+        return mixers if self.exact and not self.cut else detach(mixers)
 
     def _whole(self, segment: Segment | None, fast: FastState, size: int, targets: Tensor) -> bool:
         """Whether this piece is a whole segment of every row, with all its targets known."""

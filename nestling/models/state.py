@@ -65,6 +65,12 @@ class State:
         """The model that made it, while that lives; None for a state from a file."""
         return None if self._model is None else self._model()
 
+    def owner(self) -> str:
+        """The fingerprint of the model that it belongs to."""
+        if self.model is not None:
+            return self.model.fingerprint()
+        return self.fingerprint or "a model that no longer exists"
+
     def _with(self, tree: Carried) -> State:
         made = State(tree, fingerprint=self.fingerprint)
         made._model = self._model
@@ -122,9 +128,12 @@ class State:
         """One state whose rows are those of all `states` in turn, whatever their ages."""
         if not states:
             raise ValueError("State.stack: the list is empty; give at least one state")
-        if len({id(s.model) for s in states} - {id(None)}) > 1 or len({s.fingerprint for s in states} - {None}) > 1:
-            raise ValueError("State.stack: the states belong to different models; stack states of one model")
         owner = next((s for s in states if s.model is not None), states[0])
+        for other in states:
+            if other.model is not owner.model or other.fingerprint != owner.fingerprint:
+                a, b = owner.owner(), other.owner()
+                if a != b:
+                    raise ValueError(f"State.stack: states of {a} and of {b}; only states of one model stack")
         return owner._with(trees.stack_rows([s.tree for s in states], [s.rows for s in states]))
 
     def reset_context(self) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -28,7 +29,8 @@ def save_state(state: State, path: str | os.PathLike[str]) -> None:
     named = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    metadata = {"format": _FORMAT, "fingerprint": fingerprint, "skeleton": json.dumps(skeleton)}
+    shape = json.dumps(skeleton)
+    metadata = {"format": _FORMAT, "fingerprint": fingerprint, "skeleton": shape, "sha256": _digest(named, shape)}
     try:
         save_file(named, partial, metadata=metadata)
         with open(partial, "rb") as written:
@@ -49,10 +51,25 @@ def load_state(path: str | os.PathLike[str], map_location: torch.device | str = 
         with safe_open(path, framework="pt", device=str(map_location)) as file:
             metadata = file.metadata() or {}
             named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        skeleton = json.loads(metadata["skeleton"]) if metadata.get("format") == _FORMAT else None
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"state file {path} is damaged ({error}); use another copy of it") from None
-    tree = unflatten(named, skeleton) if skeleton is not None else None
-    if not isinstance(tree, Carried):
+    if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a nestling state file; write one with nestling.save_state")
-    return State(tree, fingerprint=metadata["fingerprint"])
+    try:
+        if metadata["sha256"] != _digest(named, metadata["skeleton"]):
+            raise ValueError("its checksum differs")
+        tree, fingerprint = unflatten(named, json.loads(metadata["skeleton"])), metadata["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"state file {path} is damaged ({error}); use another copy of it") from None
+    if not isinstance(tree, Carried):
+        raise ValueError(f"{path} holds no state of a model; write one with nestling.save_state")
+    return State(tree, fingerprint=fingerprint)
+
+
+def _digest(named: dict[str, torch.Tensor], skeleton: str) -> str:
+    """A checksum of what a file holds: safetensors itself would not notice a flipped bit."""
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(named):
+        digest.update(name.encode())
+        digest.update(named[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
