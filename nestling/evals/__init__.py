@@ -1,0 +1,75 @@
+"""Evaluations: they know no architecture, only models that read tokens with a state.
+
+perplexity(model, windows)                  # perplexity.py: loss by position and by context length
+read_text(model, tokens, learn=True)        # reading.py: loss and writes over a text, state carried
+forgetting(model, state, windows)           # reading.py: what it cost on the training domain
+frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetting over rates
+paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
+"""
+
+from nestling.evals.frontier import (
+    FORGETTING,
+    Curve,
+    Point,
+    Setting,
+    differences_over_seeds,
+    frontier,
+    gains_over_seeds,
+    reconfigured,
+    settings,
+)
+from nestling.evals.perplexity import (
+    ContextLoss,
+    Loss,
+    PerplexityResult,
+    PositionLoss,
+    bits_per_byte,
+    perplexity,
+    window_losses,
+)
+from nestling.evals.protocol import Reads, token_losses
+from nestling.evals.reading import (
+    Forgetting,
+    ReadResult,
+    Writes,
+    domain_loss,
+    forgetting,
+    gain_percent,
+    read_text,
+)
+from nestling.evals.record import provenance
+from nestling.evals.statistics import Interval, interval, paired, t_quantile, verdict
+
+__all__ = [
+    "FORGETTING",
+    "ContextLoss",
+    "Curve",
+    "Forgetting",
+    "Interval",
+    "Loss",
+    "PerplexityResult",
+    "Point",
+    "PositionLoss",
+    "ReadResult",
+    "Reads",
+    "Setting",
+    "Writes",
+    "bits_per_byte",
+    "differences_over_seeds",
+    "domain_loss",
+    "forgetting",
+    "frontier",
+    "gain_percent",
+    "gains_over_seeds",
+    "interval",
+    "paired",
+    "perplexity",
+    "provenance",
+    "read_text",
+    "reconfigured",
+    "settings",
+    "t_quantile",
+    "token_losses",
+    "verdict",
+    "window_losses",
+]
