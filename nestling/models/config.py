@@ -38,7 +38,7 @@ class ModelConfig:
     heads: int = 2
     hidden: int = 0
     window: int | None = None
-    chunk_size: int = 32
+    chunk_size: int = 64
     expansion: int = 1
     periods: Periods = (math.inf,)
     inner_lr: float | tuple[float, ...] = 0.02
