@@ -155,7 +155,7 @@ class ContinuumLevel(nn.Module):
     def _length(self, norm: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The factor (B,) that gives a step of Frobenius norm (B,) its length, and the size of the weight."""
         size = torch.linalg.vector_norm(weight.detach())
-        rate, safe = self.inner_log_rate.exp(), norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        rate, safe = self.inner_log_rate.exp(), norm.clamp_min(1e-20)  # stays finite in float32
         if not self.rule.relative:
             scale = rate.expand_as(norm)
         else:
