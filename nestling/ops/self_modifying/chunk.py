@@ -7,23 +7,15 @@ H heads, C chunk length, M memories, F key width of a matrix, V its value width,
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestling.ops.self_modifying.fused import write_chunks
 from nestling.ops.self_modifying.rule import Rule
+from nestling.ops.self_modifying.writes import Writes, commit, read_last, read_written, solve, unit
 
 Matrices = list[Tensor]  # (B, G, F, M, V) each: the matrices of one group lie side by side and read one key together
-
-
-class Writes(NamedTuple):
-    """The writes of one chunk into the matrices E of a group: E_t = e^{g_t} E + sum_{s<=t} e^{g_t - g_s} k_s p_s^T."""
-
-    keys: Tensor  # (B, G, C, F)
-    values: Tensor  # (B, G, M, C, V), p
-    log_decay: Tensor  # (B, G, M, C), g, cumulative inside the chunk
 
 
 def self_modifying(
@@ -57,18 +49,8 @@ def self_modifying(
     memories = _TwoLayer(weights, rule) if len(weights) == 2 else _OneLayer(weights[0], features, rule)
     gates = _Gates(gate_weight, gate_bias, rates, rule)
     z, q = z.transpose(1, 2), None if q is None else q.transpose(1, 2)  # (B, H, T, K)
-    carried = memories.enter(z.shape[0], state)
-    outputs = []
-    for start in range(0, z.shape[2], chunk_size):
-        here = slice(start, start + chunk_size)
-        y, written = memories.chunk(z[:, :, here], None if q is None else q[:, :, here], carried, gates)
-        outputs.append(y)
-        if y.shape[2] == chunk_size:
-            full = None if lengths is None else (lengths >= start + chunk_size).to(z.device).view(-1, 1, 1, 1, 1)
-            carried = [_commit(E, w, full) for E, w in zip(carried, written, strict=True)]
-    return torch.cat(outputs, 2).transpose(1, 2) if outputs else torch.zeros_like(z).transpose(1, 2), memories.leave(
-        carried
-    )
+    y, carried = memories.run(z, q, memories.enter(z.shape[0], state), gates, chunk_size, lengths)
+    return y.transpose(1, 2), memories.leave(carried)
 
 
 def _check(
@@ -90,6 +72,7 @@ class _Gates:
     """From the outputs of the eta and alpha memories to each memory's write rate and log decay."""
 
     def __init__(self, weight: Tensor, bias: Tensor, rates: Tensor, rule: Rule) -> None:
+        self.tensors = weight, bias, rates
         self.weight = weight[..., None]  # (2, H, K, 1)
         self.bias = bias[..., None, None]  # (2, H, 1, 1)
         self.rates = rates[..., None]  # (H, M, 1)
@@ -114,23 +97,59 @@ class _OneLayer:
     def leave(self, carried: Matrices) -> tuple[Tensor, ...]:
         return (_leave(self.initial, carried[0], self.rule).transpose(2, 3),)
 
-    def phi(self, z: Tensor) -> Tensor:
-        return z if self.features is None else _unit(functional.silu(z @ self.features))
+    def run(
+        self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates, chunk_size: int, lengths: Tensor | None
+    ) -> tuple[Tensor, Matrices]:
+        """All chunks; under the default rule the whole ones through the backward pass that is written out."""
+        whole = z.shape[2] // chunk_size * chunk_size
+        learning = torch.is_grad_enabled() and (z.requires_grad or self.initial.requires_grad)
+        if not learning or not whole or q is None or self.rule != Rule(eta_max=self.rule.eta_max):
+            return _loop(self, z, q, carried, gates, chunk_size, lengths)
+        full = _full(lengths, whole, chunk_size, z.device)
+        tensors = (self.phi(z[:, :, :whole]), self.initial, self.features, *gates.tensors, carried[0])
+        keys, values, g, E, final = write_chunks(self.record, full, chunk_size, self.rule.eta_max, *tensors)
+        queries = self.phi(q[:, :, :whole])
+        y = read_written(queries.unflatten(2, (-1, chunk_size)), E, keys, values, g).flatten(2, 3)
+        y = y + queries @ self.initial[..., -1, :]
+        rest, carried = _loop(self, z[:, :, whole:], q[:, :, whole:], [final], gates, chunk_size, None)
+        return torch.cat([y, rest], 2), carried
 
-    def chunk(self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates) -> tuple[Tensor, list[Writes]]:
-        rule, E = self.rule, carried[0]
+    def record(
+        self, full: Tensor | None, chunk_size: int, eta_max: float, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `write_chunks` returns, by the loop."""
+        phi_z, initial, features, gate_weight, gate_bias, rates, E = tensors
+        memories = _OneLayer(initial.transpose(1, 2), features, self.rule)
+        gates = _Gates(gate_weight, gate_bias, rates, self.rule)
+        rows = []
+        for i, z in enumerate(phi_z.split(chunk_size, 2)):
+            written, _ = memories.write(z, E, gates)
+            rows.append((written.keys, written.values[:, :, -1], written.log_decay[:, :, -1], E[..., -1, :]))
+            E = commit(E, written, None if full is None else full[i].view(-1, 1, 1, 1, 1))
+        keys, values, g, starts = (torch.stack(x, 2) for x in zip(*rows, strict=True))
+        return keys, values, g, starts, E
+
+    def phi(self, z: Tensor) -> Tensor:
+        return z if self.features is None else unit(functional.silu(z @ self.features))
+
+    def write(self, phi_z: Tensor, E: Tensor, gates: _Gates) -> tuple[Writes, list[Tensor]]:
+        """The writes of one chunk, and what each memory but the last made of z: k, v, eta, alpha (, q)."""
+        rule = self.rule
         S = self.initial + E if rule.decay_to == "initial" else E
         generators, _ = S.split([S.shape[-2] - 1, 1], -2)
-        made = _read(self.phi(z), generators).unbind(-2)  # (B, H, C, V) each: k, v, eta, alpha (, q)
+        made = _read(phi_z, generators).unbind(-2)  # (B, H, C, V) each
         eta, g = gates(made[2], made[3])
-        k, v = self.phi(_unit(made[0])), _unit(made[1])
+        k, v = self.phi(unit(made[0])), unit(made[1])
         u = _targets(_read(self.phi(v), S if rule.self_values else generators), v, rule)
         read_S = _read(k, S)
         if rule.objective == "l2":
             u = u - read_S
-        written = _solve(k, u, read_S, _read(k, E), eta, g, rule, rule.erase)
-        q = self.phi(_unit(made[4]) if q is None else q)
-        return _read_last(q, self.initial, E, written, rule), [written]
+        return solve(k, u, read_S, _read(k, E), eta, g, rule, rule.erase), list(made)
+
+    def chunk(self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates) -> tuple[Tensor, list[Writes]]:
+        written, made = self.write(self.phi(z), carried[0], gates)
+        q = self.phi(unit(made[4]) if q is None else q)
+        return read_last(q, self.initial, carried[0], written, self.rule), [written]
 
 
 class _TwoLayer:
@@ -151,6 +170,11 @@ class _TwoLayer:
         first, second = (_leave(w, E, self.rule) for w, E in zip((self.first, self.second), carried, strict=True))
         return first.transpose(2, 3), second.squeeze(3).unflatten(1, (-1, self.memories))
 
+    def run(
+        self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates, chunk_size: int, lengths: Tensor | None
+    ) -> tuple[Tensor, Matrices]:
+        return _loop(self, z, q, carried, gates, chunk_size, lengths)
+
     def chunk(self, z: Tensor, q: Tensor | None, carried: Matrices, gates: _Gates) -> tuple[Tensor, list[Writes]]:
         rule, (E1, E2) = self.rule, carried
         rest = rule.decay_to == "initial"
@@ -158,7 +182,7 @@ class _TwoLayer:
         S2 = S2.squeeze(3).unflatten(1, (-1, self.memories))  # (B, H, M, F, V)
         made, _ = _forward(z, S1[..., :-1, :], S2[:, :, :-1])  # (B, H, M-1, C, V)
         eta, g = gates(made[:, :, 2], made[:, :, 3])
-        k, v = _unit(made[:, :, 0]), _unit(made[:, :, 1])
+        k, v = unit(made[:, :, 0]), unit(made[:, :, 1])
         known = slice(None) if rule.self_values else slice(-1)
         own, _ = _forward(v, S1[..., known, :], S2[:, :, known])
         u = _targets(own.transpose(2, 3), v, rule)  # (B, H, C, M, V)
@@ -168,19 +192,49 @@ class _TwoLayer:
         u = u.transpose(2, 3)
         h, s = functional.silu(a), a.sigmoid()
         back = (u @ S2.mT) * (s * (1 + a * (1 - s)))  # (B, H, M, C, F)
-        first = _solve(k, back.transpose(2, 3), _read(k, S1), _read(k, E1), eta, g, rule, rule.erase)
+        first = solve(k, back.transpose(2, 3), _read(k, S1), _read(k, E1), eta, g, rule, rule.erase)
         h, u, eta2 = h.flatten(1, 2), u.flatten(1, 2).unsqueeze(3), eta.flatten(1, 2).unsqueeze(2)
         if rule.erase_hidden:
             eta2 = eta2 / (1 + eta2 * h.square().sum(-1)[:, :, None])
         read_S = _read(h, S2.flatten(1, 2).unsqueeze(3))
         erase = rule.erase if rule.erase_hidden else "none"
-        second = _solve(h, u, read_S, _read(h, E2), eta2, g.flatten(1, 2).unsqueeze(2), rule, erase)
-        q = _unit(made[:, :, 4]) if q is None else q
-        hidden = functional.silu(_read_last(q, self.first, E1, first, rule))
+        second = solve(h, u, read_S, _read(h, E2), eta2, g.flatten(1, 2).unsqueeze(2), rule, erase)
+        q = unit(made[:, :, 4]) if q is None else q
+        hidden = functional.silu(read_last(q, self.first, E1, first, rule))
         last = slice(self.memories - 1, None, self.memories)
         mine = Writes(second.keys[:, last], second.values[:, last], second.log_decay[:, last])
-        y = q + _read_last(hidden, self.second[last], E2[:, last], mine, rule)
+        y = q + read_last(hidden, self.second[last], E2[:, last], mine, rule)
         return y, [first, second]
+
+
+def _loop(
+    memories: _OneLayer | _TwoLayer,
+    z: Tensor,
+    q: Tensor | None,
+    carried: Matrices,
+    gates: _Gates,
+    chunk_size: int,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Matrices]:
+    """Chunk by chunk: read, and commit what was written where the chunk is full."""
+    outputs = []
+    full = _full(lengths, z.shape[2], chunk_size, z.device)
+    for i, start in enumerate(range(0, z.shape[2], chunk_size)):
+        here = slice(start, start + chunk_size)
+        y, written = memories.chunk(z[:, :, here], None if q is None else q[:, :, here], carried, gates)
+        outputs.append(y)
+        if y.shape[2] == chunk_size:
+            rows = None if full is None else full[i].view(-1, 1, 1, 1, 1)
+            carried = [commit(E, w, rows) for E, w in zip(carried, written, strict=True)]
+    return torch.cat(outputs, 2) if outputs else torch.zeros_like(z), carried
+
+
+def _full(lengths: Tensor | None, tokens: int, chunk_size: int, device: torch.device) -> Tensor | None:
+    """(N, B): the rows that fill each whole chunk, None where all do."""
+    if lengths is None:
+        return None
+    ends = torch.arange(1, tokens // chunk_size + 1, device=device) * chunk_size
+    return lengths.to(device) >= ends[:, None]
 
 
 def _enter(initial: Tensor, rows: int, deviation: Tensor | None, rule: Rule) -> Tensor:
@@ -207,62 +261,5 @@ def _forward(z: Tensor, S1: Tensor, S2: Tensor) -> tuple[Tensor, Tensor]:
 
 def _targets(own: Tensor, v: Tensor, rule: Rule) -> Tensor:
     """v̂ (B, H, C, M, V): each memory's own output for v, unit length; the read memory learns v itself by default."""
-    own = _unit(own)
+    own = unit(own)
     return own if rule.self_values else torch.cat([own, v.unsqueeze(3)], 3)
-
-
-def _solve(
-    k: Tensor, u: Tensor, read_S: Tensor, read_E: Tensor, eta: Tensor, g: Tensor, rule: Rule, erase: str
-) -> Writes:
-    """The writes p of a chunk: (I + L) p = eta (u - M₀ k - e^ḡ E k), L_ts = eta_t e^{ḡ_t - g_s} k_t·k_s for s < t.
-
-    k (B, G, C, F); u, read_S, read_E (B, G, C, M, V); eta, g (B, G, M, C). ḡ is g where the erase acts on the decayed
-    memory and g before this token's decay where it acts beside it; M₀ k is absent where memories decay to zero.
-    """
-    u, eta_t = u.transpose(2, 3), eta[..., None]
-    if erase == "none":
-        return Writes(k, eta_t * u, g)
-    decay = g if erase == "decayed" else _shift(g)
-    kept = decay.exp()[..., None] * read_E.transpose(2, 3)
-    if rule.decay_to == "initial":
-        kept = kept + (read_S - read_E).transpose(2, 3)
-    L = _decay_matrix(decay, g) * eta_t * (k @ k.mT).unsqueeze(2)
-    p = torch.linalg.solve_triangular(L, eta_t * (u - kept), upper=False, unitriangular=True)
-    return Writes(k, p, g)
-
-
-def _commit(E: Tensor, written: Writes, full: Tensor | None) -> Tensor:
-    """The matrices after the chunk, in the rows that filled it."""
-    k, p, g = written
-    end = g[..., -1:]
-    p = (end - g).exp()[..., None] * p  # (B, G, M, C, V)
-    grown = (k.mT @ p.transpose(2, 3).flatten(-2)).unflatten(-1, E.shape[-2:])
-    new = end.exp().unsqueeze(2) * E + grown
-    return new if full is None else torch.where(full, new, E)
-
-
-def _read_last(q: Tensor, initial: Tensor, E: Tensor, written: Writes, rule: Rule) -> Tensor:
-    """q (B, G, C, F) through the last matrix of each group: M_{t-1} inside the chunk, or its first state."""
-    E = E[..., -1, :]
-    if rule.read == "anchor":
-        return q @ (initial[..., -1, :] + E if rule.decay_to == "initial" else E)
-    g, p = written.log_decay[:, :, -1], written.values[:, :, -1]
-    before = _shift(g)
-    y = before.exp()[..., None] * (q @ E) + (_decay_matrix(before, g) * (q @ written.keys.mT)) @ p
-    return y + q @ initial[..., -1, :] if rule.decay_to == "initial" else y
-
-
-def _shift(g: Tensor) -> Tensor:
-    """Cumulative log decay before each token's own."""
-    return functional.pad(g[..., :-1], (1, 0))
-
-
-def _decay_matrix(later: Tensor, g: Tensor) -> Tensor:
-    """e^{later_t - g_s} for s < t, else 0; (..., C) → (..., C, C). Only differences <= 0 are exponentiated."""
-    C = g.shape[-1]
-    unseen = torch.ones(C, C, dtype=torch.bool, device=g.device).triu()
-    return (later[..., :, None] - g[..., None, :]).masked_fill(unseen, -torch.inf).exp()
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
