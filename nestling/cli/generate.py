@@ -28,17 +28,15 @@ def run(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("--top-p", type=float, help="choose among the fewest that have this much probability")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
     parser.add_argument("--state", metavar="FILE", help="start with the memory in this file")
+    parser.add_argument(
+        "--learned-only", action="store_true", help="of the memory file, without the context it ended in"
+    )
     parser.add_argument("--learn-output", action="store_true", help="learn from the model's own words too")
     args = parser.read(arguments)
     if args.prompt == "":
         raise UsageError("--prompt is empty; give at least one character")
     model, tokenizer = trained.load_model(args.model, args.device)
-    if args.state:
-        from nestling.models import load_state
-
-        state = load_state(args.state, map_location=args.device)
-    else:
-        state = None
+    state = trained.load_memory(args.state, args.device, learned_only=args.learned_only) if args.state else None
     made = model.generate(
         trained.tokens_of(args.prompt, tokenizer, args.device), args.tokens, state,
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, learn_output=args.learn_output,

@@ -19,6 +19,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[found[0]]}?" if found else f"; known are {', '.join(by_lower.values())}"
 
 
+def positive(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are UsageError."""
 

@@ -1,4 +1,4 @@
-"""What several commands share: the trained model of a run, and a memory file that belongs to it."""
+"""What several commands share: the trained model of a run, its text, and a memory file that belongs to it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--device", default="cpu", help="device of torch (default: cpu)")
 
 
+def add_text(parser: Parser) -> None:
+    """The argument FILE and the option --data."""
+    parser.add_argument("file", help="a text file, a folder of .txt files, or the name of a bundled text, e.g. emma")
+    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+
+
 def load_model(run: str, device: str) -> tuple[LanguageModel, Tokenizer]:
     """Model and tokenizer of a run folder, ready to read. Raises FileNotFoundError or ValueError."""
     from nestling.train import load_run
@@ -29,10 +35,11 @@ def load_model(run: str, device: str) -> tuple[LanguageModel, Tokenizer]:
         raise FileNotFoundError(f"--model={run} is not a folder; give the folder of a run, e.g. runs/train-1")
     try:
         place = torch.device(device)
-        model, tokenizer = load_run(run)
-        return model.to(place).eval(), tokenizer
+        torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device={device} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+    model, tokenizer = load_run(run)
+    return model.to(place).eval(), tokenizer
 
 
 def tokens_of(text: str, tokenizer: Tokenizer, device: str) -> Tensor:
@@ -40,8 +47,18 @@ def tokens_of(text: str, tokenizer: Tokenizer, device: str) -> Tensor:
     return torch.as_tensor(tokenizer.encode(text), dtype=torch.long, device=device)[None]
 
 
-def load_memory(path: str | None, device: str) -> State | None:
-    """The state in a memory file; None without a path, or where no file is there yet."""
+def text_of(name: str, data: str | None) -> str:
+    """The whole text of a file, folder or bundled name."""
+    from nestling.data import load_documents
+
+    return "\n".join(load_documents(name, data))
+
+
+def load_memory(path: str, device: str, *, learned_only: bool = False) -> State:
+    """The state of one sequence in a memory file; `learned_only` = without the context it ended in."""
     from nestling.models import load_state
 
-    return load_state(path, map_location=device) if path and Path(path).exists() else None
+    state = load_state(path, map_location=device)
+    if state.rows != 1:
+        raise ValueError(f"memory file {path} holds {state.rows} sequences; save one with state.select([i])")
+    return state.reset_context() if learned_only else state

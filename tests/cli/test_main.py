@@ -13,6 +13,7 @@ from nestling.cli.main import COMMANDS, main
 ROOT = Path(__file__).parents[2]
 TINY = [
     *("--model.dim", "32", "--model.depth", "1", "--model.heads", "1", "--model.periods", "16", "32"),
+    *("--model.chunk_size", "16"),
     *("--train.rows", "2", "--train.length", "32", "--train.stream_length", "128", "--train.eval_windows", "2"),
     *("--train.calibrate_every", "0", "--optim.warmup_steps", "1"),
 ]
@@ -202,6 +203,77 @@ def test_a_damaged_run_folder_is_refused(trained: Path, here: Path, capsys) -> N
     assert "damaged" in capsys.readouterr().err or "no checkpoint" in capsys.readouterr().err
     (here / "run" / "run.json").write_text("{")
     assert "run.json is damaged" in failing(capsys, 1, "generate", "--model", here / "run")
+
+
+@pytest.fixture
+def text(here: Path) -> str:
+    (here / "text.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 4, encoding="utf-8")
+    return "text.txt"  # 240 bytes
+
+
+def test_read_keeps_a_memory_and_goes_on_with_it(trained: Path, text: str, here: Path, capsys) -> None:
+    line = ["read", text, "--model", trained, "--state", "m.safetensors", "--json"]
+    first = json.loads(passing(capsys, *line))
+    assert (first["tokens"], first["writes"]) == (236, [14, 7])
+    assert first["state_bytes"] == (here / "m.safetensors").stat().st_size
+    second = json.loads(passing(capsys, *line))
+    assert second["writes"] == [29, 14]
+    assert second["bits_per_byte"] < first["bits_per_byte"]
+    kept = (here / "m.safetensors").read_bytes()
+    frozen = json.loads(passing(capsys, *line, "--frozen"))
+    assert frozen["learn"] is False and "state_bytes" not in frozen
+    assert (here / "m.safetensors").read_bytes() == kept
+    assert "by_quarter" in frozen and len(frozen["by_quarter"]) == 4
+
+
+def test_read_compares_with_the_frozen_model(trained: Path, text: str, here: Path, capsys) -> None:
+    report = json.loads(passing(capsys, "read", text, "--model", trained, "--compare", "--json"))
+    alone = json.loads(passing(capsys, "read", text, "--model", trained, "--frozen", "--json"))
+    assert report["frozen"]["by_quarter"] == alone["by_quarter"]
+    halves = [sum(numbers["by_quarter"][2:]) for numbers in (report, report["frozen"])]
+    assert report["gain"] == pytest.approx(100 * (1 - halves[0] / halves[1]), abs=0.05)
+    page = passing(capsys, "read", text, "--model", trained, "--compare")
+    assert "  learning  " in page and "  frozen    " in page and "gain by learning on the second half" in page
+    assert {path.name for path in here.iterdir()} == {"text.txt"}
+
+
+def test_read_refuses_what_it_cannot_use(trained: Path, text: str, here: Path, capsys) -> None:
+    with_model = ["--model", trained]
+    (here / "m.safetensors").write_bytes(b"nothing")
+    assert "m.safetensors is damaged" in failing(capsys, 1, "read", text, *with_model, "--state", "m.safetensors")
+    assert (here / "m.safetensors").read_bytes() == b"nothing"
+    assert failing(capsys, 2, "read", text, *with_model, "--state", "no/m").startswith("--state=no/m lies in a folder")
+    assert "not allowed with argument" in failing(capsys, 2, "read", text, *with_model, "--learn", "--frozen")
+    assert failing(capsys, 1, "read", "none.txt", *with_model).startswith("no data file none.txt")
+    (here / "one.txt").write_text("A")
+    assert "need (B, T) with T >= 2" in failing(capsys, 1, "read", "one.txt", *with_model)
+
+
+def test_a_memory_of_another_model_is_refused(trained: Path, text: str, here: Path, capsys) -> None:
+    passing(capsys, "read", text, "--model", trained, "--state", "m.safetensors")
+    kept = (here / "m.safetensors").read_bytes()
+    passing(capsys, "train", *FOUR, "--train.seed", 5, "--out", "other")
+    message = failing(capsys, 1, "read", text, "--model", "other", "--state", "m.safetensors")
+    assert message.startswith("the state belongs to model hope-")
+    assert (here / "m.safetensors").read_bytes() == kept
+
+
+def test_eval_perplexity(trained: Path, text: str, here: Path, capsys) -> None:
+    line = ["eval", "perplexity", text, "--model", trained, "--length", 64, "--windows", 3]
+    report = json.loads(passing(capsys, *line, "--contexts", 8, 32, "--json"))
+    assert (report["windows"], report["length"], report["total"]["n"]) == (3, 64, 192)
+    assert [c["context"] for c in report["by_context"]] == [8, 32]
+    assert f"perplexity {report['perplexity']:.3f}" in passing(capsys, *line)
+    passing(capsys, "read", text, "--model", trained, "--state", "m.safetensors")
+    learned = json.loads(passing(capsys, *line, "--state", "m.safetensors", "--json"))
+    assert learned["nats"] == pytest.approx(report["total"]["nats"])
+    assert learned["nats_with_state"] < learned["nats"]
+    assert failing(capsys, 2, "eval", "perplexty", text).startswith(
+        "unknown suite 'perplexty'; did you mean perplexity"
+    )
+    assert failing(capsys, 2, *line, "--windows", 0).startswith("argument --windows: '0' is not a whole number")
+    assert "fewer than one window of 9001" in failing(capsys, 1, *line[:5], "--length", 9000)
+    assert "does not fit into windows" in failing(capsys, 1, *line, "--contexts", 60)
 
 
 def test_levels_of_a_name_a_run_and_anything_else(trained: Path, here: Path, capsys) -> None:
