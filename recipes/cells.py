@@ -1,0 +1,41 @@
+"""Cells: one training run or measurement each, saved when done and skipped when found, so that a table resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nestling.evals.record import provenance
+
+Cell = dict[str, Any]
+
+
+def cell(folder: Path, name: str, work: Callable[[], Cell]) -> Cell:
+    """The saved result of a cell, or the result of `work`, saved with the CPU seconds that it took."""
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    began = time.process_time()
+    made = work() | {"cpu_seconds": round(time.process_time() - began, 1)}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(made), encoding="utf-8")
+    os.replace(partial, path)
+    print(f"{name}: done in {made['cpu_seconds']:.0f} CPU seconds", file=sys.stderr, flush=True)
+    return made
+
+
+def write_result(recipe: str, config: Cell, seeds: list[int], metrics: Cell, *, results: Path = Path("results")) -> Path:
+    """Write results/<recipe>/<date>-<hardware>.json with everything that identifies the measurement."""
+    here = provenance()
+    path = results / recipe / f"{here['date']}-cpu-{platform.machine()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"recipe": recipe, "config": config, "seeds": seeds, "metrics": metrics} | here
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return path

@@ -1,0 +1,110 @@
+"""It learns: Hope and Hope-Attention against Transformer++ at equal parameters, tokens, data order and seeds.
+
+    python -m recipes.it_learns --steps 300 --seeds 5
+    python -m recipes.it_learns --steps 1500 --seeds 3
+
+Rates are swept with one seed at 300 steps on validation text and then frozen (the same three values for every model).
+Beyond the training length the Transformer is read with full attention and with a window of the training length.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nestling.data import Tokens, held_out_windows
+from nestling.evals.perplexity import window_losses
+from nestling.evals.statistics import interval, paired
+from nestling.models import LanguageModel, from_config
+from nestling.train import RunConfig, load_run, read_metrics, run
+from recipes import lm_small
+from recipes.cells import Cell, cell, write_result
+
+RATES = (2e-3, 4e-3, 8e-3)
+MODELS = {"transformer": lm_small.transformer, "hope-attention": lm_small.hope_attention, "hope": lm_small.hope}
+LENGTH, BEYOND = lm_small.LENGTH, 4 * lm_small.LENGTH
+RUNS = Path("runs/it_learns")
+
+
+def train_cell(name: str, steps: int, lr: float, seed: int) -> Cell:
+    """Train one model and measure it on validation text: at the training length and at four times that."""
+    folder = RUNS / f"{name}-{steps}-{lr:g}-{seed}"
+    config = MODELS[name](steps=steps, lr=lr, seed=seed)
+    return cell(RUNS, folder.name, lambda: _train_and_measure(config, folder))
+
+
+def _train_and_measure(config: RunConfig, folder: Path) -> Cell:
+    prepared, _ = run(config, folder, resume=folder.exists())
+    model = load_run(folder)[0]
+    curve = [line["validation"]["loss"] for line in read_metrics(folder / "metrics.jsonl") if "validation" in line]
+    return {"parameters": model.num_parameters(), "curve": curve, **measure(model, prepared.held_out)}
+
+
+def measure(model: LanguageModel, held_out: Tokens) -> Cell:
+    """Validation nats per byte, all levels frozen: windows of the training length, and of four times that."""
+    short = held_out_windows(held_out, length=LENGTH, count=256)
+    long = held_out_windows(held_out, length=BEYOND, count=64)
+    made: Cell = {"short": window_losses(model, short).mean().item()}
+    readers = {"long": model}
+    if model.config.name == "transformer":
+        windowed = from_config(replace(model.config, window=LENGTH))
+        windowed.load_state_dict(model.state_dict())
+        readers = {"long full": model, "long window": windowed}
+    for name, reader in readers.items():
+        losses = window_losses(reader, long)
+        made[name] = losses.mean().item()
+        made[f"{name} by position"] = losses.view(len(losses), 16, -1).mean((0, 2)).tolist()
+    if model.config.name != "transformer":
+        made["long, learning"] = window_losses(model, long, learn=True).mean().item()
+    made["long best"] = min(value for key, value in made.items() if key in ("long", "long full", "long window"))
+    return made
+
+
+def sweep(name: str) -> dict[str, float]:
+    """Validation loss of one seed at 300 steps by learning rate."""
+    return {f"{lr:g}": train_cell(name, 300, lr, 0)["short"] for lr in RATES}
+
+
+def chosen_lr(name: str) -> float:
+    """The rate that the sweep chose."""
+    losses = sweep(name)
+    return min(RATES, key=lambda lr: losses[f"{lr:g}"])
+
+
+def report(steps: int, seeds: int) -> Path:
+    """Paired differences to the Transformer, seed by seed, and the result file."""
+    chosen = {name: chosen_lr(name) for name in MODELS}
+    cells = {name: [train_cell(name, steps, chosen[name], seed) for seed in range(seeds)] for name in MODELS}
+    metrics: Cell = {"sweep at 300 steps": {name: sweep(name) for name in MODELS}, "chosen rate": chosen, "models": cells, "comparisons": {}}
+    for name in ("hope-attention", "hope"):
+        for what in ("short", "long best"):
+            mine, theirs = ([c[what] for c in cells[m]] for m in (name, "transformer"))
+            difference = paired(mine, theirs)
+            metrics["comparisons"][f"{name} - transformer, {what}"] = vars(difference) | {
+                "verdict": "better" if difference.excludes_zero and difference.mean < 0 else "no improvement shown"
+            }
+            print(f"{name:15s} {what:10s} {interval(mine)}   transformer {interval(theirs)}   difference {difference}")
+    config = {name: MODELS[name](steps=steps, lr=chosen[name]).to_dict() for name in MODELS}
+    return write_result(f"it_learns_{steps}", config, list(range(seeds)), metrics)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=tuple(MODELS), help="train the cells of one model and stop")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if options.only:
+        for seed in range(options.seeds):
+            train_cell(options.only, options.steps, chosen_lr(options.only), seed)
+        return
+    print(report(options.steps, options.seeds))
+
+
+if __name__ == "__main__":
+    main()
