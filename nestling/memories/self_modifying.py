@@ -1,4 +1,4 @@
-"""Self-modifying Titans as a layer: x → short convolution → heads of memories that write themselves → y."""
+"""Self-modifying Titans as a layer: x → short convolution → z, q per head → memories that write themselves → y."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 from nestling.core.level import Level
 from nestling.core.state import state_class
 from nestling.memories.projections import ShortConvolution, merge_heads, split_heads, unit_norm
-from nestling.ops.self_modifying import READ, Rule, chunk, memory_names
+from nestling.ops import dispatch
+from nestling.ops.self_modifying import READ, Rule, memory_names
 
 MemoryKind = Literal["features", "linear", "mlp"]
 _DESCRIPTION = {
@@ -64,24 +65,26 @@ class SelfModifyingTitans(nn.Module):
         M = len(self.names)
 
         self.conv = ShortConvolution(dim)
+        self.project_z = nn.Linear(dim, dim, bias=False)  # mixes the heads before their memories part
         self.project_q = None if adaptive_q else nn.Linear(dim, dim, bias=False)
         self.project_gate = nn.Linear(dim, dim, bias=False)
         self.project_out = nn.Linear(dim, dim, bias=False)
-        self.norm = nn.Parameter(torch.ones(heads, width))
+        self.norm = nn.Parameter(torch.ones(dim))
         shapes = {"features": [(hidden, width)], "linear": [(width, width)], "mlp": [(width, hidden), (hidden, width)]}
         self.initial = nn.ParameterList(
             nn.Parameter(torch.randn(heads, M, rows, columns) * rows**-0.5) for rows, columns in shapes[memory]
         )
         self.features = nn.Parameter(torch.randn(heads, width, hidden)) if memory == "features" else None
         self.gate_weight = nn.Parameter(torch.randn(2, heads, width))  # eta, alpha
-        self.gate_bias = nn.Parameter(torch.stack([torch.zeros(heads), torch.full((heads,), _logit_of(half_life))]))
-        start = math.log(generator_rate / (1 - generator_rate))
-        self.rate_logit = nn.Parameter(torch.full((heads, M - 1), start))
+        # Vectors, not matrices: rules such as "decay what has two dimensions" must not touch them.
+        self.eta_bias = nn.Parameter(torch.zeros(heads))
+        self.alpha_bias = nn.Parameter(torch.full((heads,), _logit_of(half_life)))
+        self.rate_logit = nn.Parameter(torch.full((heads * (M - 1),), _logit(generator_rate)))
 
     @property
     def rates(self) -> Tensor:
         """(H, M): how fast each memory is written and decays, relative to the read memory, which has 1."""
-        return torch.cat([self.rate_logit.sigmoid(), torch.ones_like(self.rate_logit[:, :1])], 1)
+        return functional.pad(self.rate_logit.sigmoid().view(self.heads, -1), (0, 1), value=1.0)
 
     def forward(
         self, x: Tensor, state: SelfModifyingState | None = None, lengths: Tensor | None = None
@@ -94,14 +97,14 @@ class SelfModifyingTitans(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, SelfModifyingTitans needs (B, T, {self.dim})")
         tokens = x.shape[1]
         mixed, tail = self.conv(x, None if state is None else state.tail, lengths)
-        z = unit_norm(split_heads(mixed, self.heads).to(_memory_dtype(x)))
-        q = z[..., :0] if self.project_q is None else split_heads(self.project_q(mixed), self.heads).to(z.dtype)
-        inputs = merge_heads(torch.cat([z, unit_norm(q)], -1))
+        projections = [self.project_z] if self.project_q is None else [self.project_z, self.project_q]
+        z_and_q = [unit_norm(split_heads(p(mixed), self.heads).to(_memory_dtype(x))) for p in projections]
+        inputs = merge_heads(torch.cat(z_and_q, -1))
         joined, total, offset = _prepend(inputs, state, lengths)
         y, deviation = self._remember(joined, None if state is None else state.deviation, total)
         y = _skip(y, offset, tokens)
-        y = functional.rms_norm(y, y.shape[-1:]).to(x.dtype) * self.norm.to(x.dtype)
-        y = self.project_out(merge_heads(y) * functional.silu(self.project_gate(x)))
+        y = merge_heads(functional.rms_norm(y, y.shape[-1:])).to(x.dtype) * self.norm.to(x.dtype)
+        y = self.project_out(y * functional.silu(self.project_gate(x)))
         pending, count = _open_chunk(joined, total, self.chunk_size)
         return y, SelfModifyingState(tail, deviation, pending, count)
 
@@ -113,12 +116,12 @@ class SelfModifyingTitans(nn.Module):
         width = self.dim // self.heads
         cast = [p.to(inputs.dtype) for p in self.initial]
         with torch.autocast(inputs.device.type, enabled=False):
-            y, new = chunk.self_modifying(
+            y, new = dispatch.self_modifying(
                 inputs[..., :width],
                 None if self.project_q is None else inputs[..., width:],
                 tuple(cast),
                 self.gate_weight.to(inputs.dtype),
-                self.gate_bias.to(inputs.dtype),
+                torch.stack([self.eta_bias, self.alpha_bias]).to(inputs.dtype),
                 self.rates.to(inputs.dtype),
                 rule=self.rule,
                 chunk_size=self.chunk_size,
@@ -130,7 +133,7 @@ class SelfModifyingTitans(nn.Module):
 
     def half_lives(self) -> dict[str, float]:
         """Tokens until an unwritten memory has halved its distance to where it decays to, at a neutral gate."""
-        log_alpha = functional.logsigmoid(self.gate_bias[1]).detach()[:, None] * self.rates.detach()
+        log_alpha = functional.logsigmoid(self.alpha_bias).detach()[:, None] * self.rates.detach()
         return dict(zip(self.names, (math.log(0.5) / log_alpha.mean(0)).tolist(), strict=True))
 
     def levels(self) -> list[Level]:
@@ -177,8 +180,11 @@ def _check(
 
 def _logit_of(half_life: float) -> float:
     """The gate bias at which alpha ** half_life = 1/2."""
-    alpha = 0.5 ** (1 / half_life)
-    return math.log(alpha / (1 - alpha))
+    return _logit(0.5 ** (1 / half_life))
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
 
 
 def _memory_dtype(x: Tensor) -> torch.dtype:

@@ -140,7 +140,7 @@ def test_half_lives():
     assert {level.name: level.half_life for level in memory.levels()}["memory"] >= 1024
     with torch.no_grad():
         memory.gate_weight.zero_()
-        memory.gate_bias[0] = -800.0  # nothing is written
+        memory.eta_bias.fill_(-800.0)  # nothing is written
         _, state = memory(sequence(1, 1))
         state = detach(state)
         start = state.deviation[0].fill_(1.0).clone()
@@ -232,6 +232,6 @@ def test_wrong_width_is_refused():
 
 
 def test_half_life_is_where_alpha_is_one_half():
-    bias = SelfModifyingTitans(16, 2, half_life=100).gate_bias[1, 0]
+    bias = SelfModifyingTitans(16, 2, half_life=100).alpha_bias[0]
     assert bias.sigmoid().item() ** 100 == pytest.approx(0.5, rel=1e-4)
     assert math.isfinite(bias.item())
