@@ -119,6 +119,9 @@ def absorb(
             outer = _slower(path)
             if level.rule.reset == "outer" and outer in levels:
                 after[path] = level.forget(after[path], after[outer].writes > state[outer].writes)
+            if level.rule.online:
+                slowest = _slowest(path, levels)
+                after[path] = level.remember_seen(after[path], after[slowest].writes > state[slowest].writes)
     return after
 
 
@@ -126,6 +129,13 @@ def _slower(path: str) -> str:
     """The next slower level of the same stack: levels stand fast to slow in a list."""
     stack, _, index = path.rpartition(".")
     return f"{stack}.{int(index) + 1}" if index.isdigit() else ""
+
+
+def _slowest(path: str, levels: dict[str, ContinuumLevel]) -> str:
+    """The slowest level of the same stack: the one that keeps the old keys for all of them."""
+    while _slower(path) in levels:
+        path = _slower(path)
+    return path
 
 
 def tokens_to_write(levels: dict[str, ContinuumLevel], state: FastState) -> Tensor | None:

@@ -27,7 +27,8 @@ class LevelState:
         gradient: sum of the gradients since the last write.
         keys: sum of x x^T / |x|^2 since the last write (only for rules that erase).
         moments: what the direction keeps between writes.
-        seen: running mean of x x^T over all that was read (only for online rules), with its pending sum.
+        seen: sum of x x^T over what was read, as the slowest level of the stack knows it (only for online rules).
+        pending: the same over what was read since the slowest level last wrote.
         targets: (B,) predicted tokens in `gradient`.
         clock: (B,) closed tokens since the last write.
         writes: (B,) number of writes.
@@ -113,14 +114,12 @@ class ContinuumLevel(nn.Module):
 
     def _write(self, s: LevelState) -> LevelState:
         """The inner rule, on every row."""
-        delta, moments, seen, lengths, sizes = dict(s.delta), dict(s.moments), dict(s.seen), [], []
+        delta, moments, lengths, sizes = dict(s.delta), dict(s.moments), [], []
         count = s.targets.clamp_min(1).to(next(iter(self.maps.values())).weight.dtype)
         for name, gradient in s.gradient.items() if not self.rule.static else ():
             m = self.maps[name]
-            if name in s.pending:
-                seen[name] = s.seen.get(name, 0) + s.pending[name]
             step, moments[name], share = self._direction(gradient, s.moments.get(name, {}), count)
-            step = self._metric(step, m, seen.get(name))
+            step = self._metric(step, m, s.seen.get(name))
             norm = step.norm() * share
             scale, size = self._length(norm, m.weight)
             old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name))
@@ -131,7 +130,7 @@ class ContinuumLevel(nn.Module):
         if lengths:
             length = torch.stack(lengths).square().sum(0).sqrt() / torch.stack(sizes).square().sum().sqrt()
         zero = torch.zeros_like(s.clock)
-        return LevelState(delta, {}, {}, moments, seen, {}, zero, zero, s.writes + 1, length.float())
+        return LevelState(delta, {}, {}, moments, s.seen, s.pending, zero, zero, s.writes + 1, length.float())
 
     def _direction(self, gradient: FastMatrix, moments: Moments, count: Tensor) -> tuple[FastMatrix, Moments, Tensor]:
         """The direction of the mean gradient as (matrix, moments, factor (B,) still to be applied to the matrix)."""
@@ -147,8 +146,10 @@ class ContinuumLevel(nn.Module):
             return step
         if seen is None:
             return step if m.inner_metric is None else step.times_matrix(m.inner_metric.to(m.weight.dtype))
-        online = seen / seen.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30).view(-1, 1, 1)
-        old = online if m.inner_keys is None or not bool(m.inner_keys.any()) else (m.inner_keys + online) / 2
+        scale = seen.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
+        old, count = seen / scale.clamp_min(1e-30), (scale > 0).to(seen.dtype)
+        if m.inner_keys is not None and bool(m.inner_keys.any()):
+            old = (m.inner_keys + old) / (1 + count)
         eye = torch.eye(old.shape[-1], dtype=old.dtype, device=old.device)
         return step.times_matrix(torch.linalg.inv(eye + self.rule.kappa * old))
 
@@ -170,6 +171,13 @@ class ContinuumLevel(nn.Module):
             delta = delta.erase(keys, self.rule.erase / keys.trace().clamp_min(1e-12))
         kept = self.inner_log_rate.new_full((1,), 1 - self.rule.decay)
         return delta.times(kept) if self.rule.decay else delta
+
+    def remember_seen(self, state: LevelState, rows: Tensor) -> LevelState:
+        """In the rows (B,) that are True, what was read since joins the old keys that later writes spare."""
+        if not state.pending or not bool(rows.any()):
+            return state
+        seen = {n: state.seen.get(n, 0) + p for n, p in state.pending.items()}
+        return where_rows(rows, LevelState(**{**vars(state), "seen": seen, "pending": {}}), state)
 
     def forget(self, state: LevelState, rows: Tensor) -> LevelState:
         """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""
