@@ -45,7 +45,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
     if args.resume:
         config, folder = run_config(args.resume), Path(args.resume)
     else:
-        config, folder = chosen(args), Path(args.out) if args.out else next_folder(args)
+        config, folder = chosen(args), Path(args.out) if args.out else next_folder(name_of(args))
     config = changed(config, changes)
     if args.show:
         print(config_to_json(config) if args.json else listing(config))
@@ -92,9 +92,13 @@ def changed(config: RunConfig, changes: list[overrides.Override]) -> RunConfig:
     return from_dict(RunConfig, overrides.merged(config.to_dict(), changes)) if changes else config
 
 
-def next_folder(args: Namespace) -> Path:
+def name_of(args: Namespace) -> str:
+    """What a run is called: the recipe's function."""
+    return args.recipe.rpartition(":")[2] if args.recipe else "train"
+
+
+def next_folder(name: str) -> Path:
     """runs/NAME-N with the first N that is free."""
-    name = args.recipe.rpartition(":")[2] if args.recipe else "train"
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from nestling.introspect.box import Box
 
 HEADINGS = ("box", "memory", "objective", "rule", "written every", "parameters", "half-life", "state", "transfer")
-NARROWEST, WIDEST = 9, 200
+NARROWEST = 9  # a column
+NARROW, WIDE = 100, 200  # the table
 
 
 def alike(boxes: Sequence[Box]) -> list[tuple[Box, int]]:
@@ -37,8 +38,8 @@ def together(group: list[Box]) -> Box:
 
 
 def render(boxes: Sequence[Box], width: int | None = None) -> str:
-    """The table, `width` characters wide at most (default: the terminal, 160 where there is none)."""
-    width = width or min(shutil.get_terminal_size((160, 50)).columns, WIDEST)
+    """The table, `width` characters wide at most (default: the terminal, 160 where there is none, at least 100)."""
+    width = width or max(NARROW, min(shutil.get_terminal_size((160, 50)).columns, WIDE))
     rows = [list(HEADINGS), *(cells(box, count) for box, count in alike(boxes))]
     widths = fit([max(len(row[i]) for row in rows) for i in range(len(HEADINGS))], width)
     lines = [line for row in rows for line in wrapped(row, widths)]

@@ -161,8 +161,16 @@ def test_train_writes_a_run_folder_and_never_over_an_old_one(here: Path, capsys)
     assert report == {"run": "runs/train-1", "step": 4, "finished": True, "stopped_by": ""}
     before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
     assert "train-1 is not empty" in failing(capsys, 1, "train", *FOUR, "--out", "runs/train-1")
-    assert json.loads(passing(capsys, "train", *FOUR, "--json"))["run"] == "runs/train-2"
+    passing(capsys, "train", "--resume", "runs/train-1")
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_run_gets_the_next_free_number(here: Path, capsys) -> None:
+    from nestling.cli.train import next_folder
+
+    (here / "runs" / "train-1").mkdir(parents=True)
+    assert next_folder("train") == Path("runs/train-2")
+    assert next_folder("hope") == Path("runs/hope-1")
 
 
 def test_resume_refuses_another_config(trained: Path, here: Path, capsys) -> None:

@@ -50,7 +50,7 @@ def test_state_stays_within_the_declared_bytes(name: str) -> None:
     boxes = nestling.levels(model).on("token")
     continuum = sum(box.state_bytes or 0 for box in boxes if ": cms" in box.name)
     with torch.no_grad():
-        state = model(torch.randint(11, (2, 500))).state
+        state = model(torch.randint(11, (2, 100))).state
     assert 0 < nbytes(state.tree.fast) / 2 <= continuum if name != "transformer" else continuum == 0
 
 
