@@ -1,7 +1,7 @@
 """It keeps learning: models that were trained on Shakespeare read 64 KB of a novel, with writes on and frozen.
 
-    python -m recipes.it_learns --steps 1500 --seeds 3          # trains the models first
-    python -m recipes.it_keeps_learning --steps 1500 --seeds 3
+    python -m recipes.it_learns --steps 1250 --seeds 3          # trains the models first
+    python -m recipes.it_keeps_learning --steps 1250 --seeds 3
 
 Gain: bits per byte over the second half of the text against the same model frozen. Forgetting: rise of the loss on
 held-out Shakespeare with the fast weights after `reset_context()`. The rate is chosen on another novel with the model
@@ -110,7 +110,7 @@ def report(steps: int, seeds: int, rates: dict[str, float]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1250)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """It learns: Hope and Hope-Attention against Transformer++ at equal parameters, tokens, data order and seeds.
 
     python -m recipes.it_learns --steps 300 --seeds 5
-    python -m recipes.it_learns --steps 1500 --seeds 3
+    python -m recipes.it_learns --steps 1250 --seeds 3
 
 Rates are swept with one seed at 300 steps on validation text and then frozen (the same three values for every model).
 Beyond the training length the Transformer is read with full attention and with a window of the training length.

@@ -31,12 +31,12 @@ def hope_attention(*, steps: int = 300, lr: float = 4e-3, seed: int = 0) -> RunC
 def _run(model: ModelChoice, steps: int, lr: float, seed: int) -> RunConfig:
     return RunConfig(
         model=model,
-        optim=OptimConfig(lr=lr, final_lr=0.02, warmup_steps=50),
+        optim=OptimConfig(lr=lr, final_lr=0.02, warmup_steps=50, decay_steps=steps * 4 // 5),
         train=TrainConfig(
             steps=steps,
             length=LENGTH,
             stream_length=16 * 1024,
-            eval_every=max(1, steps // 10),
+            eval_every=max(1, steps // 5),
             checkpoint_every=max(1, steps // 2),
             eval_windows=64,
             seed=seed,

@@ -87,6 +87,8 @@ class OptimConfig:
     """Rate of the last step, in parts of `lr`."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
+    decay_steps: int = 0
+    """Steps at which the cosine has reached `final_lr`, where it stays; 0 = the last step."""
     weight_decay: float = 0.1
     """Decay of matrices, in parts of the rate; vectors do not decay."""
     beta1: float = 0.9
@@ -102,6 +104,8 @@ class OptimConfig:
         require(0 < self.lr < math.inf, f"optim.lr={self.lr} is not positive", "use for example 2e-3")
         require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is not in [0, 1]", "it is a part of lr")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} is negative", "use 0 or more")
+        decays = self.decay_steps == 0 or self.decay_steps > self.warmup_steps
+        require(decays, f"optim.decay_steps={self.decay_steps} is not after the warm-up", "use 0 for the last step")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} is negative", "use 0 or more")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)} is not in [0, 1)", "use 0.9")

@@ -23,10 +23,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Rate of step 1 ... steps: linear to `lr` over the warm-up, then a cosine that ends at `final_lr * lr`."""
+    """Rate of step 1 ... steps: linear to `lr` over the warm-up, then a cosine to `final_lr * lr`, which stays."""
+    last = config.decay_steps or steps
     if step < config.warmup_steps:
         return config.lr * step / config.warmup_steps
-    after = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    after = min(1.0, (step - config.warmup_steps) / max(1, last - config.warmup_steps))
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * after)))
 
 
