@@ -31,7 +31,9 @@ def cell(folder: Path, name: str, work: Callable[[], Cell]) -> Cell:
     return made
 
 
-def write_result(recipe: str, config: Cell, seeds: list[int], metrics: Cell, *, results: Path = Path("results")) -> Path:
+def write_result(
+    recipe: str, config: Cell, seeds: list[int], metrics: Cell, *, results: Path = Path("results")
+) -> Path:
     """Write results/<recipe>/<date>-<hardware>.json with everything that identifies the measurement."""
     here = provenance()
     path = results / recipe / f"{here['date']}-cpu-{platform.machine()}.json"

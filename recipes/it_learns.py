@@ -79,7 +79,12 @@ def report(steps: int, seeds: int) -> Path:
     """Paired differences to the Transformer, seed by seed, and the result file."""
     chosen = {name: chosen_lr(name) for name in MODELS}
     cells = {name: [train_cell(name, steps, chosen[name], seed) for seed in range(seeds)] for name in MODELS}
-    metrics: Cell = {"sweep at 300 steps": {name: sweep(name) for name in MODELS}, "chosen rate": chosen, "models": cells, "comparisons": {}}
+    metrics: Cell = {
+        "sweep at 300 steps": {name: sweep(name) for name in MODELS},
+        "chosen rate": chosen,
+        "models": cells,
+        "comparisons": {},
+    }
     for name in ("hope-attention", "hope"):
         for what in ("short", "long best"):
             mine, theirs = ([c[what] for c in cells[m]] for m in (name, "transformer"))

@@ -1,7 +1,7 @@
 """Small byte models on the bundled Shakespeare: the same data, tokens, steps and parameters for every model.
 
-    nestling train recipes/lm_small.py:hope
-    nestling train recipes/lm_small.py:transformer --train.steps 1500
+nestling train recipes/lm_small.py:hope
+nestling train recipes/lm_small.py:transformer --train.steps 1500
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _REGISTRY: dict[str, type] = {}
 
 
+@dataclass_transform(frozen_default=True)
 def state_class(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass that state trees, and their files, may contain."""
     made = dataclass(frozen=True)(cls)
@@ -33,6 +34,11 @@ def state_class(cls: type[T]) -> type[T]:
         raise ValueError(f"state class {made.__name__!r} is registered already; choose another name")
     _REGISTRY[made.__name__] = made
     return made
+
+
+def replace(node: T, **changes: Any) -> T:
+    """The same node with some of its fields changed."""
+    return type(node)(**{**vars(node), **changes})
 
 
 def children(tree: Tree) -> dict[str, Tree] | None:

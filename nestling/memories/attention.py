@@ -38,7 +38,9 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, *, window: int | None = None, rotary_base: float = 10_000.0) -> None:
         super().__init__()
         if dim % heads or (dim // heads) % 2:
-            raise ValueError(f"dim={dim} must split into heads={heads} of even width; use e.g. heads={max(1, dim // 64)}")
+            raise ValueError(
+                f"dim={dim} must split into heads={heads} of even width; use e.g. heads={max(1, dim // 64)}"
+            )
         if window is not None and window < 1:
             raise ValueError(f"window={window} must be at least 1 token, or None for full attention")
         self.heads, self.window, self.width = heads, window, dim // heads

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..core.level import Level
 from ..memories.continuum import ContinuumMemory, ContinuumStack, IndependentContinuumMemory, NestedContinuumMemory
 from .config import ModelConfig
 
@@ -27,13 +28,17 @@ class Block(nn.Module):
     def __init__(self, dim: int, mixer: nn.Module, channel: ContinuumStack) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.mixer = mixer
+        self.mixer: Any = mixer
         self.channel = channel
 
     def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """x (B, T, D) -> (B, T, D) and the mixer's state."""
         y, state = self.mixer(self.norm(x), state, lengths)
         return self.channel(x + y)[0], state
+
+    def levels(self) -> list[Level]:
+        """The boxes of the block."""
+        return [*self.mixer.levels(), *self.channel.levels()]
 
 
 def continuum_of(config: ModelConfig) -> ContinuumStack:

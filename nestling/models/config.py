@@ -73,7 +73,9 @@ class ModelConfig:
             )
         check_periods(self.periods)
         if isinstance(self.inner_lr, tuple) and len(self.inner_lr) != len(self.periods):
-            raise ValueError(f"inner_lr has {len(self.inner_lr)} rates for {len(self.periods)} periods; give one rate each")
+            raise ValueError(
+                f"inner_lr has {len(self.inner_lr)} rates for {len(self.periods)} periods; give one rate each"
+            )
         if self.inner_rule not in DIRECTIONS:
             raise ValueError(f"inner_rule={self.inner_rule!r} is unknown; choose one of {', '.join(DIRECTIONS)}")
         for name, allowed in (
@@ -118,4 +120,5 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
     for key in values:
         if key not in known:
             raise ValueError(f"model config: unknown key {key!r}; known: {', '.join(sorted(known))}")
-    return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return ModelConfig(**plain)

@@ -18,6 +18,4 @@ class Hope(LanguageModel):
 
 def titans_of(config: ModelConfig) -> nn.Module:
     """The self-modifying Titans of one block."""
-    return SelfModifyingTitans(
-        config.dim, config.heads, expansion=config.expansion, chunk_size=config.chunk_size
-    )
+    return SelfModifyingTitans(config.dim, config.heads, expansion=config.expansion, chunk_size=config.chunk_size)

@@ -45,9 +45,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(
-            Block(config.dim, mixer(config), continuum_of(config)) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(config.dim, mixer(config), continuum_of(config)) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.apply(self._initialise)
@@ -146,7 +144,9 @@ class LanguageModel(nn.Module):
         if state.model is not self:
             theirs, mine = state.owner(), self.fingerprint()
             if theirs != mine:
-                raise ValueError(f"the state belongs to model {theirs}, this is model {mine}; read with the model that wrote it")
+                raise ValueError(
+                    f"the state belongs to model {theirs}, this is model {mine}; read with the model that wrote it"
+                )
         return state.tree
 
     def loss_of_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
         made = [
             Level(**{**vars(box), "name": f"blocks.{i}: {box.name}"})
             for i, block in enumerate(self.blocks)
-            for box in [*block.mixer.levels(), *block.channel.levels()]
+            for box in block.levels()  # type: ignore[operator]
         ]
         return Levels(made)
 

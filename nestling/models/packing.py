@@ -78,7 +78,11 @@ def _check(
 ) -> None:
     if tokens.dim() != 2 or tokens.dtype != torch.long:
         raise ValueError(f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}; use tokens.long()")
-    for name, other, dtype in (("targets", targets, torch.long), ("mask", mask, torch.bool), ("new_document", new_document, torch.bool)):
+    for name, other, dtype in (
+        ("targets", targets, torch.long),
+        ("mask", mask, torch.bool),
+        ("new_document", new_document, torch.bool),
+    ):
         if other is not None and (other.shape != tokens.shape or other.dtype != dtype):
             raise ValueError(f"{name} must be {tuple(tokens.shape)} {dtype}, got {tuple(other.shape)} {other.dtype}")
     for name, ids in (("tokens", tokens), ("targets", targets)):
@@ -87,4 +91,6 @@ def _check(
         low, high = int(ids.min()), int(ids.max())
         if high >= vocab_size or (low < 0 and name == "tokens"):
             wrong = high if high >= vocab_size else low
-            raise ValueError(f"{name}: id {wrong} is outside the vocabulary 0 .. {vocab_size - 1}; use the model's tokenizer")
+            raise ValueError(
+                f"{name}: id {wrong} is outside the vocabulary 0 .. {vocab_size - 1}; use the model's tokenizer"
+            )

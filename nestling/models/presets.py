@@ -71,14 +71,21 @@ def from_config(config: ModelConfig | dict[str, Any]) -> LanguageModel:
 
 def matched(config: ModelConfig, match: int | str) -> ModelConfig:
     """`config` with the hidden width that brings its parameters nearest to `match`."""
-    goal = count(config_of(match, vocab_size=config.vocab_size, dim=config.dim, depth=config.depth, heads=config.heads)) if isinstance(match, str) else match
+    goal = (
+        count(config_of(match, vocab_size=config.vocab_size, dim=config.dim, depth=config.depth, heads=config.heads))
+        if isinstance(match, str)
+        else match
+    )
     least = len(config.periods)
     low, step = count(replace(config, hidden=least)), config.depth * 3 * config.dim
     hidden = least + round((goal - low) / step)
     made = replace(config, hidden=max(hidden, least))
     have = count(made)
     if abs(have - goal) > 0.02 * goal:
-        raise ValueError(f"match={match}: {config.name} at dim={config.dim}, depth={config.depth} has {have:,} parameters at best, not {goal:,}; change dim or depth")
+        raise ValueError(
+            f"match={match}: {config.name} at dim={config.dim}, depth={config.depth} has {have:,} parameters at best, "
+            f"not {goal:,}; change dim or depth"
+        )
     return made
 
 

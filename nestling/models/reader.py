@@ -9,13 +9,15 @@ and from reading it again if not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core.state import Tree, detach, pad_right, put_rows, select_rows, where_rows
+from ..core.state import Tree, detach, pad_right, put_rows, replace, select_rows, where_rows
 from ..memories.continuum import (
     FastState,
     Observation,
@@ -66,12 +68,19 @@ class Reader:
     """
 
     def __init__(
-        self, model: LanguageModel, text: Text, *, learn: bool, logits: bool, score: bool, parameters: Sequence[Tensor] = ()
+        self,
+        model: LanguageModel,
+        text: Text,
+        *,
+        learn: bool,
+        logits: bool,
+        score: bool,
+        parameters: Sequence[Tensor] = (),
     ) -> None:
         self.model, self.text, self.learn = model, text, learn
         self.levels = continuum_levels(model)
         self.learning = learn and bool(self.levels)
-        self.outer = torch.is_grad_enabled()
+        self.outer = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
         self.exact = self.outer and model.config.bptt > 0
         self.cut = not self.outer or model.config.outer == "segment"
         self.want_logits, self.want_score = logits, score
@@ -176,12 +185,16 @@ class Reader:
         targets = segment.targets[:, :length].masked_fill(beyond, UNKNOWN)
         lengths = segment.length if bool(beyond.any()) else None
         before = fast if self.exact else detach(fast)
-        with reading(current(self.levels, before, record=True, exact=self.exact)) as now:
+        with reading(current(self.levels, before, record=True, exact=self.exact)) as now, self._kernels():
             hidden, _ = self.model.body(segment.tokens[:, :length], segment.mixers, lengths)
         loss = self.model.token_loss(hidden, targets)
         valid = None if lengths is None else ~beyond
         counts = (targets >= 0).sum(1)
         return observe(self.levels, now, loss, targets=counts, valid=valid, exact=self.exact)[0]
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Exact outer gradients differentiate twice; of the attention kernels only the plain one can."""
+        return sdpa_kernel(SDPBackend.MATH) if self.exact else nullcontext()
 
     def _new_document(self, carried: Carried, border: Tensor) -> Carried:
         """Empty contexts in the rows where a document starts; levels with that policy go back to their start."""
@@ -221,7 +234,7 @@ class Reader:
         segment = self._opened(carried, active) if self.learning else carried.segment
         record = self.learning and everyone and self._whole(segment, carried.fast, size, targets)
         now = current(self.levels, carried.fast, record=record, exact=self.exact)
-        with torch.set_grad_enabled(self.outer or record), reading(now):
+        with torch.set_grad_enabled(self.outer or record), reading(now), self._kernels():
             hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
             loss = self._score(hidden, targets, needed=record)
         ready = None
@@ -304,7 +317,13 @@ class Reader:
             self.loss = None
 
     def _append(
-        self, segment: Segment, tokens: Tensor, targets: Tensor, active: Tensor, size: int, ready: dict[str, Observation] | None
+        self,
+        segment: Segment,
+        tokens: Tensor,
+        targets: Tensor,
+        active: Tensor,
+        size: int,
+        ready: dict[str, Observation] | None,
     ) -> Segment:
         length = segment.length
         return replace(

@@ -141,7 +141,7 @@ class State:
         is still in context."""
         tree, segment = self.tree, self.tree.segment
         if segment is not None:
-            segment = Segment(**{**vars(segment), "sealed": segment.sealed | (segment.length > 0)})
+            segment = trees.replace(segment, sealed=segment.sealed | (segment.length > 0))
         return self._with(Carried([None] * len(tree.mixers), tree.fast, segment, tree.tokens))
 
 

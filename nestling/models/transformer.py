@@ -16,7 +16,9 @@ class Transformer(LanguageModel):
 
     def __init__(self, config: ModelConfig) -> None:
         if config.periods != (math.inf,):
-            raise ValueError(f"transformer: periods={config.periods} must be (inf,); use hope-attention for finite periods")
+            raise ValueError(
+                f"transformer: periods={config.periods} must be (inf,); use hope-attention for finite periods"
+            )
         super().__init__(config, attention_of)
 
 

@@ -24,7 +24,10 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         keep: in [0, 1), the part of earlier statistics that stays.
     """
     uses = [
-        (level, m, trace) for level in levels.values() for m in level.maps.values() for trace in (now.tape or {}).get(m, ())
+        (level, m, trace)
+        for level in levels.values()
+        for m in level.maps.values()
+        for trace in (now.tape or {}).get(m, ())
     ]
     grads = torch.autograd.grad(loss, [trace.z for _, _, trace in uses])
     with torch.no_grad():

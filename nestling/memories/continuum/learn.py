@@ -1,10 +1,10 @@
 """Reading and writing the continuum levels of any module: fast weights in, task loss, fast weights out.
 
-    levels = continuum_levels(model)
-    with reading(current(levels, state, record=True)) as now:
-        loss = ...                                            # forward, with the fast weights of each sequence
-    seen, _ = observe(levels, now, loss, targets=...)         # ordinary backprop of the task loss, at the maps' outputs
-    state = absorb(levels, state, seen, tokens)               # accumulate; write the levels whose period is full
+levels = continuum_levels(model)
+with reading(current(levels, state, record=True)) as now:
+    loss = ...                                            # forward, with the fast weights of each sequence
+seen, _ = observe(levels, now, loss, targets=...)         # ordinary backprop of the task loss, at the maps' outputs
+state = absorb(levels, state, seen, tokens)               # accumulate; write the levels whose period is full
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def initial_state(levels: dict[str, ContinuumLevel], rows: int, device: torch.de
     return {path: level.initial_state(rows, device) for path, level in levels.items()}
 
 
-def current(levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False, exact: bool = False) -> Reading:
+def current(
+    levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False, exact: bool = False
+) -> Reading:
     """The reading in which every level uses the fast weights of `state`; `exact`: they carry their own graph."""
     deltas: dict[nn.Module, FastMatrix] = {}
     growth: dict[nn.Module, Tensor] = {}
@@ -110,7 +112,12 @@ def as_rows(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def absorb(
-    levels: dict[str, ContinuumLevel], state: FastState, seen: dict[str, Observation], tokens: Tensor, *, exact: bool = False
+    levels: dict[str, ContinuumLevel],
+    state: FastState,
+    seen: dict[str, Observation],
+    tokens: Tensor,
+    *,
+    exact: bool = False,
 ) -> FastState:
     """Close a segment of `tokens` (B,) tokens on every level; write the levels whose period is full."""
     with torch.set_grad_enabled(exact), torch.autocast(tokens.device.type, enabled=False):

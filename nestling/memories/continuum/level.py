@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.level import Level
-from ...core.state import state_class, where_rows
+from ...core.state import replace, state_class, where_rows
 from .linear import FastLinear
 from .matrix import FastMatrix
 from .rules import InnerRule, Moments
@@ -71,7 +71,9 @@ class ContinuumLevel(nn.Module):
     def __init__(self, body: nn.Module, *, period: float, rule: InnerRule, name: str = "level") -> None:
         super().__init__()
         if not (period >= 1 and (math.isinf(period) or period == int(period))):
-            raise ValueError(f"period={period} of {name} must be a whole number of tokens >= 1, or inf for a frozen level")
+            raise ValueError(
+                f"period={period} of {name} must be a whole number of tokens >= 1, or inf for a frozen level"
+            )
         self.body, self.period, self.rule, self.name = body, period, rule, name
         self.maps = {path: m for path, m in body.named_modules() if isinstance(m, FastLinear)}
         if not self.maps:
@@ -103,9 +105,7 @@ class ContinuumLevel(nn.Module):
         keys = {n: state.keys[n].plus(k) if n in state.keys else k for n, k in seen.keys.items()}
         pending = {n: state.pending.get(n, 0) + s for n, s in seen.seen.items()}
         clock, targets = state.clock + tokens, state.targets + seen.targets
-        full = LevelState(
-            state.delta, gradient, keys, state.moments, state.seen, pending, targets, clock, state.writes, state.norm
-        )
+        full = replace(state, gradient=gradient, keys=keys, pending=pending, targets=targets, clock=clock)
         due = clock >= self.period
         if not bool(due.any()):
             return full
@@ -164,7 +164,7 @@ class ContinuumLevel(nn.Module):
         return torch.minimum(scale, self.rule.bound * size / safe), size
 
     def _retain(self, delta: FastMatrix, keys: FastMatrix | None) -> FastMatrix:
-        """What stays of earlier writes: (1 - decay) D (I - erase K). Unit keys: their number is the trace of their sum."""
+        """What stays of earlier writes: (1 - decay) D (I - erase K); keys of unit length: their number is a trace."""
         if delta.empty:
             return delta
         if self.rule.erase and keys is not None:
@@ -177,12 +177,12 @@ class ContinuumLevel(nn.Module):
         if not state.pending or not bool(rows.any()):
             return state
         seen = {n: state.seen.get(n, 0) + p for n, p in state.pending.items()}
-        return where_rows(rows, LevelState(**{**vars(state), "seen": seen, "pending": {}}), state)
+        return where_rows(rows, replace(state, seen=seen, pending={}), state)
 
     def forget(self, state: LevelState, rows: Tensor) -> LevelState:
         """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""
         fresh = self.initial_state(len(rows), rows.device)
-        return where_rows(rows, LevelState(**{**vars(fresh), "writes": state.writes, "norm": state.norm}), state)
+        return where_rows(rows, replace(fresh, writes=state.writes, norm=state.norm), state)
 
     def levels(self) -> list[Level]:
         """The box of this level."""
@@ -214,7 +214,7 @@ class ContinuumLevel(nn.Module):
         return ", ".join(words)
 
     def state_bytes(self) -> int:
-        """Upper bound of this level's state per sequence, in bytes of float32: delta, gradient, open segment's gradient, moments."""
+        """Upper bound of the state per sequence, in float32 bytes: delta, gradients (two), moments."""
         if not self.writable:
             return 0
         matrices = 3 + {"Momentum": 1, "AdamLike": 2}.get(type(self.rule.direction).__name__, 0)

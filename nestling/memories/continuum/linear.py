@@ -99,7 +99,7 @@ class FastLinear(nn.Linear):
         return y.view(*x.shape[:-1], -1)
 
     def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
-        """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) is what stays of before."""
+        """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) stays of before."""
         if self.inner_keys is None or self.inner_metric is None:
             return
         with torch.no_grad():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from ...core.state import state_class
+from ...core.state import replace, state_class
 
 
 @state_class

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class ContinuumStack(nn.Module, ABC):
         dim: width of the stream.
         periods: tokens between two writes, fast to slow; math.inf = frozen.
         hidden: hidden width of all levels together; one MLP of that width has the same parameters.
-        rules: one `InnerRule`, or one per level.
+        rules: one `InnerRule`, or one per level; None = the default rule.
         slow_first: apply the slow levels first (the index order of eq. (70)) instead of fast first (its figure).
     Raises ValueError for unordered periods, a period not a multiple of the shortest, or too small a width.
     """
@@ -49,7 +50,7 @@ class ContinuumStack(nn.Module, ABC):
         periods: Sequence[float],
         *,
         hidden: int | None = None,
-        rules: InnerRule | Sequence[InnerRule] = InnerRule(),  # noqa: B008 (frozen)
+        rules: InnerRule | Sequence[InnerRule] | None = None,
         slow_first: bool = False,
     ) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class ContinuumStack(nn.Module, ABC):
         widths = [hidden // len(periods) + (i < hidden % len(periods)) for i in range(len(periods))]
         if min(widths) < 1:
             raise ValueError(f"hidden={hidden} is too small for {len(periods)} periods; use at least {len(periods)}")
+        rules = InnerRule() if rules is None else rules
         rules = [rules] * len(periods) if isinstance(rules, InnerRule) else list(rules)
         if len(rules) != len(periods):
             raise ValueError(f"{len(rules)} rules for {len(periods)} periods; give one rule, or one per period")
@@ -76,7 +78,9 @@ class ContinuumStack(nn.Module, ABC):
     def join(self, x: Tensor) -> Tensor:
         """The output of the whole stack for x (B, T, D)."""
 
-    def forward(self, x: Tensor, state: FastState | None = None, lengths: Tensor | None = None) -> tuple[Tensor, FastState | None]:
+    def forward(
+        self, x: Tensor, state: FastState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, FastState | None]:
         """Read. The write needs the task loss: `nestling.learn`.
 
         Args:
@@ -104,15 +108,18 @@ class ContinuumMemory(ContinuumStack):
 class NestedContinuumMemory(ContinuumMemory):
     """Nested CMS, eq. (72): when a level writes, the next faster one starts again from its initial state."""
 
-    def __init__(self, dim: int, periods: Sequence[float], *, rules: InnerRule | Sequence[InnerRule] = InnerRule(), **more) -> None:  # type: ignore[no-untyped-def]  # noqa: B008
-        rules = [rules] * len(periods) if isinstance(rules, InnerRule) else list(rules)
-        super().__init__(dim, periods, rules=[replace(rule, reset="outer") for rule in rules], **more)
+    def __init__(
+        self, dim: int, periods: Sequence[float], *, rules: InnerRule | Sequence[InnerRule] | None = None, **more: Any
+    ) -> None:
+        rules = InnerRule() if rules is None else rules
+        each = [rules] * len(periods) if isinstance(rules, InnerRule) else list(rules)
+        super().__init__(dim, periods, rules=[replace(rule, reset="outer") for rule in each], **more)
 
 
 class IndependentContinuumMemory(ContinuumStack):
     """Independent CMS, eq. (74): x + sum_l a_l MLP_l(norm x) with learned weights a."""
 
-    def __init__(self, dim: int, periods: Sequence[float], **more) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, dim: int, periods: Sequence[float], **more: Any) -> None:
         super().__init__(dim, periods, **more)
         self.weights = nn.Parameter(torch.ones(len(periods)))
 

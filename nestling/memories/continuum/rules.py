@@ -89,7 +89,13 @@ class InnerRule:
     reset: Reset = "never"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("rate", 0, None), ("bound", 0, None), ("erase", 0, 1), ("decay", 0, 1), ("kappa", 0, None)):
+        for name, low, high in (
+            ("rate", 0, None),
+            ("bound", 0, None),
+            ("erase", 0, 1),
+            ("decay", 0, 1),
+            ("kappa", 0, None),
+        ):
             value = getattr(self, name)
             if not (value >= low and (high is None or value <= high)):
                 top = "infinity" if high is None else high
