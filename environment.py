@@ -19,6 +19,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "nestling-environment.json")
 OLDEST = (3, 11)
 DISK_GB = 4
+KERNELS = "kernels-test"  # triton for the interpreter; a CUDA build of torch brings the one triton it can work with
 PROBE = "iniconfig"  # a few kilobytes, from wherever pip is configured to look
 
 
@@ -105,13 +106,20 @@ def make(extras):
         stop(subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]) and "could not make " + VENV)
     stop(network_problem(quiet))
     shutil.rmtree(os.path.join(VENV, "probe"), ignore_errors=True)
-    wanted = ".[%s]" % ",".join(sorted(extras)) if extras else "."
-    sys.stdout.write("nestling: installing %s into .venv (a few minutes, once)\n" % wanted)
+    sys.stdout.write("nestling: installing into .venv (a few minutes, once)\n")
     sys.stdout.flush()
-    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
-    stop(subprocess.call(pip + ["-e", wanted], cwd=ROOT) and "the installation failed: pip's message is above")
+    install(extras - {KERNELS})
+    if KERNELS in extras and quiet([PYTHON, "-c", "import triton"]) != 0:
+        install(extras)
     with open(STAMP, "w") as file:
         json.dump({"key": key(), "extras": sorted(extras)}, file)
+
+
+def install(extras):
+    """pip install the package, editable, with these extras."""
+    wanted = ".[%s]" % ",".join(sorted(extras)) if extras else "."
+    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
+    stop(subprocess.call(pip + ["-e", wanted], cwd=ROOT) and "the installation failed: pip's message is above")
 
 
 def main(arguments):

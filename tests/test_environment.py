@@ -107,6 +107,21 @@ def test_more_extras_are_added_and_none_dropped(environment, calls: list[list[st
     assert installations(calls) == [".[plot]", ".[dev,plot]"]
 
 
+@pytest.mark.parametrize(("has_triton", "expected"), [(False, [".[dev]", ".[dev,kernels-test]"]), (True, [".[dev]"])])
+def test_triton_is_left_to_a_torch_that_brings_it(environment, monkeypatch, has_triton: bool, expected: list) -> None:
+    made: list[list[str]] = []
+
+    def call(command: list[str], **kwargs: object) -> int:
+        made.append(command)
+        os.makedirs(environment.VENV, exist_ok=True)
+        return int("import triton" in command and not has_triton)
+
+    monkeypatch.setattr(environment.subprocess, "call", call)
+    environment.main(["dev", "kernels-test"])
+    environment.main(["dev", "kernels-test"])
+    assert installations(made) == expected
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_a_changed_requirement_installs_again(environment, calls: list[list[str]], name: str) -> None:
     environment.main(["plot"])
