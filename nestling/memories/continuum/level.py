@@ -155,13 +155,15 @@ class ContinuumLevel(nn.Module):
 
     def _length(self, norm: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The factor (B,) that gives a step of Frobenius norm (B,) its length, and the size of the weight."""
-        size = torch.linalg.vector_norm(weight.detach())
+        size = torch.linalg.vector_norm(weight)
         rate, safe = self.inner_log_rate.exp(), norm.clamp_min(1e-20)  # stays finite in float32
         if not self.rule.relative:
             scale = rate.expand_as(norm)
         else:
             scale = rate * (self.inner_unit.expand_as(norm) if bool(self.inner_unit > 0) else size / safe)
-        return torch.minimum(scale, self.rule.bound * size / safe), size
+        if math.isinf(self.rule.bound):  # the slope of infinity would be NaN
+            return scale, size.detach()
+        return torch.minimum(scale, self.rule.bound * size / safe), size.detach()
 
     def _retain(self, delta: FastMatrix, keys: FastMatrix | None) -> FastMatrix:
         """What stays of earlier writes: (1 - decay) D (I - erase K); keys of unit length: their number is a trace."""
