@@ -3,7 +3,7 @@
 from .calibrate import calibrate
 from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe
 from .level import ContinuumLevel, LevelState, Observation
-from .linear import FastLinear, Reading, reading
+from .linear import FastLinear, Reading, checkpointed, reading
 from .matrix import FastMatrix
 from .memory import (
     ContinuumMemory,
@@ -35,6 +35,7 @@ __all__ = [
     "absorb",
     "calibrate",
     "check_periods",
+    "checkpointed",
     "continuum_levels",
     "current",
     "fast_weights",

@@ -8,14 +8,16 @@ through any module, ours or not, and no module ever changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .matrix import FastMatrix
 
@@ -54,6 +56,17 @@ def reading(now: Reading) -> Iterator[Reading]:
         yield now
     finally:
         _ACTIVE.reset(token)
+
+
+def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
+    """Activation checkpointing that knows fast weights: function(*args), computed again in the backward pass.
+
+    `torch.utils.checkpoint` alone would compute again with the slow weights, because the reading is over by then.
+    """
+    now = _ACTIVE.get()
+    again = None if now is None else replace(now, tape=None)
+    contexts = lambda: (nullcontext(), nullcontext() if again is None else reading(again))  # noqa: E731
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
 class FastLinear(nn.Linear):

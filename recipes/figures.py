@@ -1,0 +1,84 @@
+"""Draw the figures of the evidence from the committed result files: `python -m recipes.figures`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+RESULTS, FIGURES = Path("results"), Path("docs/figures")
+COLOURS = {"transformer": "#7a7a7a", "hope-attention": "#2b6cb0", "hope": "#c05621"}
+LINES = {0: "-", 1: "--", 2: ":"}
+
+
+def newest(recipe: str) -> dict[str, Any]:
+    """The newest result of a recipe."""
+    return json.loads(max((RESULTS / recipe).glob("*.json")).read_text(encoding="utf-8"))
+
+
+def by_position(axes: Axes, recipe: str) -> None:
+    """Validation loss by position, each seed a line; the Transformer full and windowed."""
+    for name, cells in newest(recipe)["metrics"]["models"].items():
+        for i, cell in enumerate(cells):
+            kinds = ("long full", "long window") if name == "transformer" else ("long",)
+            for kind in kinds:
+                values = cell[f"{kind} by position"]
+                width = 1024 / len(values)
+                label = {"long": name, "long full": "Transformer++, full", "long window": "Transformer++, window 256"}
+                axes.plot(
+                    [(j + 0.5) * width for j in range(len(values))],
+                    values,
+                    color=COLOURS[name],
+                    linestyle=":" if kind == "long full" else "-",
+                    label=label[kind] if i == 0 else None,
+                    linewidth=1.2,
+                )
+    axes.axvline(256, color="black", linewidth=0.6)
+    axes.set(xlabel="position in the window (trained to 256)", ylabel="validation loss, nats per byte")
+    axes.set_title(recipe.replace("_", " ") + " steps", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def frontier(axes: Axes, name: str) -> None:
+    """Gain against forgetting of one reader for the three settings of periods, each seed a line."""
+    curves = newest("it_keeps_learning_1250")["metrics"]["readers"][name]["curves"]
+    for style, (setting, seeds) in enumerate(curves.items()):
+        for i, curve in enumerate(seeds):
+            points = [(0.0, 0.0), *((p["forgetting"], p["gain"]) for p in curve["points"])]
+            axes.plot(
+                *zip(*points, strict=True),
+                LINES[style],
+                color=f"C{style}",
+                marker=".",
+                label=setting if i == 0 else None,
+                linewidth=1.2,
+            )
+    axes.axvline(1, color="black", linewidth=0.6)
+    axes.set(xlabel="forgetting on Shakespeare, %", ylabel="gain on Emma, second half, %", xlim=(-1, 4))
+    axes.set_title(f"{name}: gain against forgetting", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def main() -> None:
+    """Draw both figures."""
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    by_position(axes[0], "it_learns_300")
+    by_position(axes[1], "it_learns_1250")
+    figure.tight_layout()
+    figure.savefig(FIGURES / "it_learns.png", dpi=110)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    frontier(axes[0], "hope-attention")
+    frontier(axes[1], "hope")
+    figure.tight_layout()
+    figure.savefig(FIGURES / "it_keeps_learning.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
