@@ -141,6 +141,7 @@ class SelfModifyingTitans(nn.Module):
         objective = {"dot": "dot product with v̂", "l2": "L2 regression to v̂"}[self.rule.objective]
         rule = "gradient descent" if self.rule.erase == "none" else "DGD (delta gradient descent)"
         own = [sum(p[:, m].numel() for p in self.initial) for m in range(len(self.names))]
+        waiting = 4 * self.dim * (self.conv.width - 1 + 2 * (self.chunk_size - 1)) + 8  # tail and open chunk
         return [
             Level(
                 name=name,
@@ -152,7 +153,7 @@ class SelfModifyingTitans(nn.Module):
                 parameters=parameters,
                 half_life=half_life,
                 transfer="initialisation (meta-learned)",
-                state_bytes=4 * parameters,
+                state_bytes=4 * parameters + waiting * (name == READ),
             )
             for (name, half_life), parameters in zip(self.half_lives().items(), own, strict=True)
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,8 +39,15 @@ class Block(nn.Module):
         return self.channel(x + y)[0], state
 
     def levels(self) -> list[Level]:
-        """The boxes of the block."""
-        return [*self.mixer.levels(), *self.channel.levels()]
+        """The boxes of the block. Where levels write, a state holds the mixer twice: also as the open segment began,
+        with the tokens of that segment."""
+        boxes, channel = self.mixer.levels(), self.channel.levels()
+        periods = [box.period for box in channel if math.isfinite(box.period)]
+        if not periods:
+            return [*boxes, *channel]
+        segment = 16 * int(min(periods)) + 32
+        twice = [box if box.state_bytes is None else replace(box, state_bytes=2 * box.state_bytes) for box in boxes]
+        return [*twice, replace(channel[0], state_bytes=(channel[0].state_bytes or 0) + segment), *channel[1:]]
 
 
 def continuum_of(config: ModelConfig) -> ContinuumStack:

@@ -188,7 +188,7 @@ class LanguageModel(nn.Module):
     # --- describing -------------------------------------------------------------------------------------------
 
     def levels(self) -> Levels:
-        """The boxes of this model, fast to slow."""
+        """The boxes of this model, fast to slow; their state bytes together bound the state of one sequence."""
         made = [
             Level(**{**vars(box), "name": f"blocks.{i}: {box.name}"})
             for i, block in enumerate(self.blocks)

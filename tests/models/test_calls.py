@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.models.tiny import has_graph, read, same_memory, text, tiny, written
 
 from nestling.models import State
 from nestling.testing import assert_close
+from tests.models.tiny import has_graph, read, same_memory, text, tiny, written
 
 LENGTH = 27
 FAST = {"periods": (4, 8, math.inf), "inner_lr": 0.05}

@@ -5,11 +5,24 @@ import math
 
 import pytest
 import torch
-from tests.models.tiny import PLAIN, VOCAB, by_hand, has_graph, level_weights, read, same_memory, text, tiny, written
+from torch.func import functional_call
 from torch.nn import functional
 
 from nestling.models import State
 from nestling.testing import assert_close
+from tests.models.tiny import (
+    PLAIN,
+    VOCAB,
+    Whole,
+    by_hand,
+    has_graph,
+    level_weights,
+    read,
+    same_memory,
+    text,
+    tiny,
+    written,
+)
 
 FAST = {"periods": (4, 8, math.inf), "inner_lr": 0.05}
 KINDS = {
@@ -199,15 +212,13 @@ def test_the_first_order_slope_of_a_learned_rate():
 
 
 def slopes_by_hand(model, tokens):
-    from tests.models.tiny import Whole
-    from torch.func import functional_call
-
     whole, levels = Whole(model), level_weights(model)
     slow = {f"model.{n}": p for n, p in model.named_parameters()}
     fast = {n: torch.zeros_like(slow[n], requires_grad=True) for n in levels}
     mixers, total, used = [None, None], 0.0, []
     for start in range(0, 14, 4):
-        out, mixers = functional_call(whole, {**slow, **{n: slow[n] + d for n, d in fast.items()}}, (tokens[:, start : start + 4], mixers))
+        here = {n: slow[n] + d for n, d in fast.items()}
+        out, mixers = functional_call(whole, {**slow, **here}, (tokens[:, start : start + 4], mixers))
         goal = tokens[0, start + 1 : start + 5]
         loss = functional.cross_entropy(out[0, : len(goal)], goal, reduction="sum")
         total = total + loss / 13
@@ -276,7 +287,7 @@ def test_autocast_keeps_fast_weights_in_float32():
     loss.backward()
     assert loss.dtype == torch.float32 and all(bool(p.grad.isfinite().all()) for p in model.parameters())
     for level in out.state.tree.fast.values():
-        for name, delta in level.delta.items():
+        for delta in level.delta.values():
             assert delta.to_dense().dtype == torch.float32 and bool(delta.to_dense().isfinite().all())
         assert {g.to_dense().dtype for g in level.gradient.values()} <= {torch.float32}
     same, _ = model.loss(tokens)
