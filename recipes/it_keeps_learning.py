@@ -28,7 +28,7 @@ from nestling.train import load_run, prepare
 from recipes import it_learns, lm_small
 from recipes.cells import Cell, cell, write_result
 
-GRID = (0.005, 0.01, 0.02, 0.04)
+GRID = (0.02, 0.04, 0.08, 0.16, 0.32)
 ALLOWED = 0.5  # percent of forgetting when the rate is chosen
 TEXT, CHOOSING, BYTES = "emma", "moby_dick", 65_536
 RUNS = Path("runs/it_keeps_learning")
