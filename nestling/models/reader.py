@@ -80,6 +80,7 @@ class Reader:
         self.model, self.text, self.learn = model, text, learn
         self.levels = continuum_levels(model)
         self.learning = learn and bool(self.levels)
+        self.static = all(level.rule.static for level in self.levels.values())  # clocks tick, nothing is learned
         self.outer = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
         self.exact = self.outer and model.config.bptt > 0
         self.cut = not self.outer or model.config.outer == "segment"
@@ -181,6 +182,8 @@ class Reader:
 
     def _read_again(self, segment: Segment, fast: FastState) -> dict[str, Observation]:
         length = int(segment.length.max())
+        if self.static:
+            return {path: Observation({}, {}, {}, (segment.targets >= 0).sum(1)) for path in self.levels}
         beyond = torch.arange(length, device=segment.length.device) >= segment.length[:, None]
         targets = segment.targets[:, :length].masked_fill(beyond, UNKNOWN)
         lengths = segment.length if bool(beyond.any()) else None
@@ -232,7 +235,8 @@ class Reader:
         if not everyone:
             targets = targets.masked_fill(~active[:, None], UNKNOWN)
         segment = self._opened(carried, active) if self.learning else carried.segment
-        record = self.learning and everyone and self._whole(segment, carried.fast, size, targets)
+        wanted = self.outer or not self.static
+        record = self.learning and wanted and everyone and self._whole(segment, carried.fast, size, targets)
         now = current(self.levels, carried.fast, record=record, exact=self.exact)
         with torch.set_grad_enabled(self.outer or record), reading(now), self._kernels():
             hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
