@@ -25,8 +25,14 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """(B, T): the token after each input."""
-        return self.tokens[:, 1:]
+        """(B, T): the token after each input; -1 at the end of a document, where nothing can be predicted."""
+        return self.tokens[:, 1:].masked_fill(self.new_document[:, 1:], -1)
+
+    @property
+    def borders(self) -> Tensor | None:
+        """(B, T) True where an input starts a document; None where none does."""
+        starts = self.new_document[:, :-1]
+        return starts if bool(starts.any()) else None
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(tokens=self.tokens.to(device), new_document=self.new_document.to(device))

@@ -162,7 +162,7 @@ class Trainer:
     def backward(self, batch: Batch, before: State | None) -> tuple[float, float]:
         """One backward pass and clipping; loss in nats per token and the norm before clipping."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-            loss, after = self.model.loss(batch.inputs, batch.targets, state=before)
+            loss, after = self.model.loss(batch.inputs, batch.targets, state=before, new_document=batch.borders)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         value, size = float(loss.detach()), float(norm)

@@ -29,7 +29,7 @@ def test_rows_are_contiguous_and_wrap(n, rows, length, pieces):
     assert all(torch.equal(b.tokens[:, -1], c.tokens[:, 0]) for b, c in zip(batches, batches[1:], strict=False))
     read = torch.cat([b.inputs for b in batches], dim=1)
     assert torch.equal(read[:, 1:], (read[:, :-1] + 1) % n)  # no token skipped, doubled or reordered, also at the wrap
-    assert all(torch.equal(b.targets, (b.inputs + 1) % n) for b in batches)
+    assert all(torch.equal(b.tokens[:, 1:], (b.inputs + 1) % n) for b in batches)
     assert all(set(row.tolist()) == set(range(n)) for row in read)
 
 
@@ -97,3 +97,14 @@ def test_errors():
         held_out_windows(counting(5), length=5, count=1)
     with pytest.raises(ValueError, match="no tokens"):
         tokenize([], ByteTokenizer())
+
+
+def test_nothing_is_predicted_across_a_document_border() -> None:
+    tokens = tokenize(["abcdefgh", "ijklmnop"], ByteTokenizer())
+    batch = next(TokenStream(tokens, rows=1, length=15, seed=0))
+    starts = batch.new_document[:, 1:]
+    assert starts.any() and (batch.targets[starts] == -1).all()
+    assert torch.equal(batch.targets[~starts], batch.tokens[:, 1:][~starts])
+    assert batch.borders is not None and torch.equal(batch.borders, batch.new_document[:, :-1])
+    inside = type(batch)(tokens=batch.tokens, new_document=torch.zeros_like(batch.new_document))
+    assert inside.borders is None

@@ -14,9 +14,10 @@ import torch
 
 import nestling.train.checkpoint
 import nestling.train.metrics
-from nestling.data import ByteTokenizer, TokenStream, bundled_text, tokenize
+from nestling.data import Batch, ByteTokenizer, TokenStream, bundled_text, tokenize
 from nestling.train import DataConfig, OptimConfig, load_run, prepare, read_metrics, resume, run, train
 from nestling.train.checkpoint import checkpoints
+from nestling.train.loop import Trainer
 from tests.train.small_runs import MODELS, assert_same_run, losses, small, with_train
 
 
@@ -75,9 +76,9 @@ def test_state_is_cleared_at_the_end_of_a_stream(tmp_path):
     ready = prepare(config)
     ages, loss = [], ready.model.loss
 
-    def watched(tokens, targets, *, state):
+    def watched(tokens, targets, *, state, new_document):
         ages.append(0 if state is None else int(state.tokens[0]))
-        return loss(tokens, targets, state=state)
+        return loss(tokens, targets, state=state, new_document=new_document)
 
     ready.model.loss = watched
     train(ready.model, ready.stream, config, tmp_path / "run")
@@ -256,8 +257,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     ready = prepare(config)
     loss = ready.model.loss
 
-    def breaks(tokens, targets, *, state):
-        value, after = loss(tokens, targets, state=state)
+    def breaks(tokens, targets, *, state, new_document):
+        value, after = loss(tokens, targets, state=state, new_document=new_document)
         return value * (float("nan") if len(seen) > 5 else 1.0), seen.append(1) or after
 
     seen: list[int] = []
@@ -334,3 +335,22 @@ def test_shards_train_too(tmp_path):
     assert [r["loss"] for r in read_metrics(tmp_path / "run/metrics.jsonl")] == [
         r["loss"] for r in read_metrics(tmp_path / "text/metrics.jsonl")
     ]
+
+
+def test_a_document_starts_with_an_empty_context(tmp_path):
+    ready = prepare(small(steps=3))
+    seen: list[bool] = []
+    loss = ready.model.loss
+
+    def watched(tokens, targets, *, state, new_document):
+        seen.append(new_document is not None)
+        return loss(tokens, targets, state=state, new_document=new_document)
+
+    starts = torch.zeros(2, 33, dtype=torch.bool)
+    starts[1, 5] = True
+    ready.model.loss = watched
+    batch = Batch(tokens=torch.randint(256, (2, 33)), new_document=starts)
+    trainer = Trainer(ready.model, ready.stream, small(steps=3))
+    value, _ = trainer.backward(batch, None)
+    plain, _ = trainer.backward(Batch(tokens=batch.tokens, new_document=torch.zeros_like(starts)), None)
+    assert seen == [True, False] and value != plain
