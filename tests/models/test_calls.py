@@ -296,14 +296,30 @@ def test_a_state_stays_below_the_bytes_that_levels_prints(kind, options):
     assert 0.2 * 3 * bound < most <= 3 * bound
 
 
-def test_twenty_thousand_tokens_stay_finite():
+@pytest.mark.parametrize("steps", [0, 30], ids=["at initialisation", "after training"])
+@pytest.mark.parametrize("kind", ["hope-attention", "hope"])
+def test_twenty_thousand_tokens_stay_finite(kind, steps):
     """The default rules, on a stream of random tokens, in calls of 2,000."""
-    for kind in ("hope-attention", "hope"):
-        model = tiny(kind, periods=(256, 1024, math.inf), window=32, chunk_size=32).float()
-        model.calibrate(text(4, 64))
-        state, tokens = None, text(1, 20_000)
-        for part in tokens.split(2_000, 1):
-            logits, state = read(model, part, state=state)
-            assert bool(logits.isfinite().all())
-        assert state.writes.tolist() == [[78, 19]]
-        assert math.isfinite(written(state))
+    model = tiny(kind, periods=(256, 1024, math.inf), window=32, chunk_size=32).float()
+    trained(model, steps)
+    model.calibrate(text(4, 64))
+    state, tokens = None, text(1, 20_000)
+    for part in tokens.split(2_000, 1):
+        logits, state = read(model, part, state=state)
+        assert bool(logits.isfinite().all())
+    assert state.writes.tolist() == [[78, 19]]
+    assert math.isfinite(written(state))
+
+
+def trained(model, steps):
+    """A few hundred tokens per step of a text that repeats, until the model has learned it in part."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    repeated = text(4, 8).repeat(1, 12)
+    losses = []
+    for _ in range(steps):
+        loss, _ = model.loss(repeated)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert steps == 0 or losses[-1] < 0.8 * losses[0]
