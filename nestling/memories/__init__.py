@@ -1,0 +1,41 @@
+"""Memories of tokens: layers for anybody's model, `y, state = layer(x, state=None)`, x (B, T, D).
+
+| layer | memory | objective | rule | period |
+|---|---|---|---|---|
+| Attention | none: re-solved at every read | weighted L2 regression | closed form | 0 |
+| LinearAttention, Retention | matrix | dot product (with decay) | gradient descent | 1 |
+| DeltaRule, GatedDeltaRule | matrix | L2 regression (with decay) | gradient descent | 1 |
+| TTTMemory | 2-layer MLP | L2 regression | gradient descent | chunk |
+| TitansMemory | 2-layer MLP | L2 regression | momentum and forgetting | chunk |
+| SelfModifyingTitans | matrices that make their own keys, values, rates | dot product or L2 | DGD | 1, chunk |
+| ContinuumMemory and its variants | gated MLPs | task loss | inner rules | chosen |
+"""
+
+from nestling.memories.attention import Attention
+from nestling.memories.continuum import (
+    ContinuumMemory,
+    IndependentContinuumMemory,
+    InnerRule,
+    NestedContinuumMemory,
+    fast_weights,
+)
+from nestling.memories.linear import DeltaRule, GatedDeltaRule, LinearAttention, Retention
+from nestling.memories.mlp import TTTMemory
+from nestling.memories.self_modifying import SelfModifyingTitans
+from nestling.memories.titans import TitansMemory
+
+__all__ = [
+    "Attention",
+    "ContinuumMemory",
+    "DeltaRule",
+    "GatedDeltaRule",
+    "IndependentContinuumMemory",
+    "InnerRule",
+    "LinearAttention",
+    "NestedContinuumMemory",
+    "Retention",
+    "SelfModifyingTitans",
+    "TTTMemory",
+    "TitansMemory",
+    "fast_weights",
+]
