@@ -4,11 +4,25 @@ import pytest
 
 import nestling
 
-NAMES = """
-__version__ learn levels load_state save_state core ops memories models
-memories.Attention memories.SelfModifyingTitans memories.ContinuumMemory memories.TitansMemory memories.DeltaRule
-models.build models.State ops.dispatch.delta_rule
-""".split()
+NAMES = [
+    "__version__",
+    "learn",
+    "levels",
+    "load_state",
+    "save_state",
+    "core",
+    "ops",
+    "memories",
+    "models",
+    "memories.Attention",
+    "memories.SelfModifyingTitans",
+    "memories.ContinuumMemory",
+    "memories.TitansMemory",
+    "memories.DeltaRule",
+    "models.build",
+    "models.State",
+    "ops.dispatch.delta_rule",
+]
 OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "self_modifying", "cms_update")
 NAMES += [f"ops.{op}.{form}.{op}" for op in OPS for form in ("reference", "chunk")]
 
