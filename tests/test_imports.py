@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TOP = {"__init__", "__main__"}  # join everything
 NEEDED = {"torch", "numpy", "safetensors"}
 ONLY_TORCH = {"core", "ops", "memories"}
+SHARED = {"alignment"}  # modules of ops that every op may import
 OPTIONAL = {"matplotlib", "tensorboard", "tokenizers", "triton"}  # inside functions
 BLOCKED = [*sorted(OPTIONAL), "datasets", "fastapi", "fla", "jaxtyping", "lm_eval", "rich", "transformers", "tyro"]
 
@@ -83,7 +84,12 @@ def violations(path: Path, source: str) -> list[str]:
                 wrong.append(f"{say}: {here} may import {sorted(MAY_IMPORT[here]) or 'nothing'} of ours")
             if there != here and any(part.startswith("_") and not part.startswith("__") for part in rest):
                 wrong.append(f"{say}: a name with an underscore stays in its folder")
-            if here == there == "ops" and len(rest) > 1 and path.parent.name not in {"ops", rest[1]}:
+            if (
+                here == there == "ops"
+                and len(rest) > 1
+                and path.parent.name not in {"ops", rest[1]}
+                and rest[1] not in SHARED
+            ):
                 wrong.append(f"{say}: an op imports its own folder only")
         elif root == "triton":
             if path.name != "triton.py":
