@@ -49,6 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.empty(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="no CUDA device; runs where torch finds one")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts from the same random state and cannot read uninitialised memory of ours unnoticed."""

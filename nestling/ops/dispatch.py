@@ -1,40 +1,100 @@
 """One function per op: choose a form by name, or let the library choose.
 
-"reference" is the loop that is the equation, "chunk" the parallel form; "auto" takes the chunk form wherever it is
-the faster one. Both give the same numbers up to rounding (README.md has the measured error). A faster backend, ours
-or another library's, replaces one line here.
+"reference" is the loop that is the equation, "chunk" the parallel form in torch, "triton" a GPU kernel, "fla" the
+kernel of flash-linear-attention. All give the same numbers up to rounding (README.md has the measured error). "auto"
+takes the kernel for CUDA tensors that it supports and the chunk form otherwise, and `choose` says why. A form is a
+module of the op's folder with a function named like the op: a new one is a file and a word in FORMS.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from nestling.ops import cms_update as _cms_update
-from nestling.ops import delta_rule as _delta_rule
-from nestling.ops import gated_delta_rule as _gated_delta_rule
-from nestling.ops import linear_attention as _linear_attention
-from nestling.ops import titans as _titans
-from nestling.ops.self_modifying import chunk as _self_modifying_chunk
-from nestling.ops.self_modifying import reference as _self_modifying_reference
+Form = Literal["auto", "reference", "chunk", "triton", "fla"]
+FORMS: dict[str, tuple[str, ...]] = {
+    "linear_attention": ("reference", "chunk"),
+    "delta_rule": ("reference", "chunk"),
+    "gated_delta_rule": ("reference", "chunk", "fla"),
+    "titans": ("reference", "chunk"),
+    "self_modifying": ("reference", "chunk"),
+    "cms_update": ("reference", "chunk"),
+}
+EXACT = ("linear_attention", "delta_rule", "gated_delta_rule")  # chunk_size changes their speed and not their numbers
+KERNEL_WIDTHS = (16, 32, 64, 128)
+KERNEL_CHUNK = 64  # tokens; the C x C matrices of a longer chunk do not fit on a multiprocessor beside the memory
 
-Form = Literal["auto", "reference", "chunk"]
-FORMS = ("auto", "reference", "chunk")
+
+class Choice(NamedTuple):
+    """The form that a call runs, and the reason in words."""
+
+    form: str
+    reason: str
 
 
-def choose(op: str, tokens: int, form: Form = "auto") -> str:
-    """The form that a call with this many tokens runs: for one token the loop has less to set up.
+def choose(
+    op: str,
+    tokens: int,
+    form: Form = "auto",
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    widths: Sequence[int] = (64,),
+    chunk_size: int = 64,
+) -> Choice:
+    """Which form a call of this many tokens runs, and why: what `auto` means on this machine for these shapes.
 
-    Raises ValueError for an unknown form.
+    dtype and device are those of the values, widths the feature widths of the memory (keys, values, hidden).
+    Raises ValueError for a form that the op lacks, or that cannot run here.
     """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; use one of {', '.join(FORMS)}")
+    if form != "auto" and form not in FORMS[op]:
+        raise ValueError(f"form is {form!r}; {op} has {', '.join(('auto', *FORMS[op]))}")
+    device = torch.device(device)
+    if form in ("reference", "chunk"):
+        return Choice(form, "named by the caller")
     if form != "auto":
-        return form
-    single_step_is_a_loop = op in ("linear_attention", "delta_rule", "gated_delta_rule")
-    return "reference" if tokens == 1 and single_step_is_a_loop else "chunk"
+        obstacle = _obstacle(form, device, dtype, widths, chunk_size)
+        if obstacle:
+            raise ValueError(f"form is {form!r}, but {obstacle}; use 'auto' or 'chunk'")
+        return Choice(form, "named by the caller")
+    if tokens == 1 and op in EXACT:
+        return Choice("reference", "for one token the loop has less to set up")
+    if "triton" not in FORMS[op]:
+        return Choice("chunk", "the op has no kernel")
+    if device.type != "cuda":
+        return Choice("chunk", f"the tensors are on {device.type}")
+    obstacle = _obstacle("triton", device, dtype, widths, chunk_size)
+    return Choice("chunk", obstacle) if obstacle else Choice("triton", "CUDA tensors of a shape that the kernel takes")
+
+
+def _obstacle(
+    form: str, device: torch.device, dtype: torch.dtype, widths: Sequence[int], chunk_size: int
+) -> str | None:
+    """What stands in the way of a kernel, or None."""
+    if find_spec(form) is None:
+        return f"the package {form} is not installed"
+    interpreted = form == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"the tensors are on {device.type} and the kernel needs cuda"
+    dtypes = (torch.float32, torch.bfloat16) if form == "triton" else (torch.bfloat16, torch.float16)
+    if dtype not in dtypes:
+        return f"the values are {dtype} and the kernel takes {' or '.join(map(str, dtypes))}"
+    if any(width not in KERNEL_WIDTHS for width in widths):
+        return f"the widths are {tuple(widths)} and the kernel takes {KERNEL_WIDTHS}"
+    if chunk_size > KERNEL_CHUNK:
+        return f"chunk_size is {chunk_size}: plain batched products fill the card with chunks above {KERNEL_CHUNK}"
+    return None
+
+
+def _function(op: str, form: str) -> Callable[..., Any]:
+    """The op's function in that form; kernels are imported when they are first chosen."""
+    return getattr(import_module(f"nestling.ops.{op}.{form}"), op)
 
 
 def linear_attention(
@@ -48,7 +108,7 @@ def linear_attention(
     form: Form = "auto",
 ) -> tuple[Tensor, Tensor]:
     """M <- alpha M + k v^T, o = M^T q; see linear_attention.reference."""
-    return _exact(_linear_attention, form, (q, k, v, log_decay), initial_state, chunk_size)
+    return _exact("linear_attention", form, (q, k, v, log_decay), initial_state, chunk_size)
 
 
 def delta_rule(
@@ -62,7 +122,7 @@ def delta_rule(
     form: Form = "auto",
 ) -> tuple[Tensor, Tensor]:
     """M <- (I - beta k k^T) M + beta k v^T, o = M^T q; see delta_rule.reference."""
-    return _exact(_delta_rule, form, (q, k, v, beta), initial_state, chunk_size)
+    return _exact("delta_rule", form, (q, k, v, beta), initial_state, chunk_size)
 
 
 def gated_delta_rule(
@@ -77,42 +137,51 @@ def gated_delta_rule(
     form: Form = "auto",
 ) -> tuple[Tensor, Tensor]:
     """M <- e^g (I - beta k k^T) M + beta k v^T, o = M^T q; see gated_delta_rule.reference."""
-    return _exact(_gated_delta_rule, form, (q, k, v, beta, g), initial_state, chunk_size)
+    return _exact("gated_delta_rule", form, (q, k, v, beta, g), initial_state, chunk_size)
 
 
 def titans(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, *gates: Tensor | None, form: Form = "auto", **options: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A memory written by its surprise with momentum and forgetting; arguments and results: titans.reference."""
-    function = getattr(_titans, choose("titans", q.shape[1], form)).titans
-    return function(q, k, v, eta, *gates, **options)
+    widths = {size for w in options["weights"] for size in w.shape[1:]}
+    chosen = choose(
+        "titans",
+        q.shape[1],
+        form,
+        v.device,
+        dtype=v.dtype,
+        widths=sorted(widths),
+        chunk_size=options.get("chunk_size", 64),
+    )
+    return _function("titans", chosen.form)(q, k, v, eta, *gates, **options)
 
 
 def self_modifying(
     z: Tensor, q: Tensor | None, *arguments: Any, form: Form = "auto", **options: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Memories that generate what they are written with; arguments and results: self_modifying.chunk."""
-    forms = {"chunk": _self_modifying_chunk, "reference": _self_modifying_reference}
-    return forms[choose("self_modifying", z.shape[1], form)].self_modifying(z, q, *arguments, **options)
+    chosen = choose("self_modifying", z.shape[1], form, z.device)
+    return _function("self_modifying", chosen.form)(z, q, *arguments, **options)
 
 
 def cms_update(
     x: Tensor, error: Tensor, rate: Tensor, *, form: Form = "auto", **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Collect gradients for `period` tokens, then write once; arguments and results: cms_update.reference."""
-    function = getattr(_cms_update, choose("cms_update", x.shape[1], form)).cms_update
-    return function(x, error, rate, **options)
+    chosen = choose("cms_update", x.shape[1], form, x.device)
+    return _function("cms_update", chosen.form)(x, error, rate, **options)
 
 
 def _exact(
-    op: ModuleType, form: Form, tensors: tuple[Tensor | None, ...], state: Tensor | None, chunk_size: int
+    op: str, form: Form, tensors: tuple[Tensor | None, ...], state: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """An op whose chunk form is exact: chunk_size changes its speed and never its numbers."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; use at least 1 token")
-    name = op.__name__.rpartition(".")[2]
-    values = tensors[2]
-    assert values is not None
-    if choose(name, values.shape[1], form) == "reference":
-        return getattr(op.reference, name)(*tensors, initial_state=state)
-    return getattr(op.chunk, name)(*tensors, initial_state=state, chunk_size=chunk_size)
+    k, v = tensors[1:3]
+    assert k is not None and v is not None
+    widths = (k.shape[-1], v.shape[-1])
+    chosen = choose(op, v.shape[1], form, v.device, dtype=v.dtype, widths=widths, chunk_size=chunk_size).form
+    options = {} if chosen == "reference" else {"chunk_size": chunk_size}
+    return _function(op, chosen)(*tensors, initial_state=state, **options)

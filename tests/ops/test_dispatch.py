@@ -52,14 +52,63 @@ def test_the_named_form_runs(name, monkeypatch):
 
 
 def test_one_token_of_an_exact_op_takes_the_loop():
-    assert dispatch.choose("delta_rule", 1) == "reference"
-    assert dispatch.choose("delta_rule", 2) == "chunk"
-    assert dispatch.choose("titans", 1) == "chunk"
+    assert dispatch.choose("delta_rule", 1).form == "reference"
+    assert dispatch.choose("delta_rule", 2).form == "chunk"
+    assert dispatch.choose("titans", 1).form == "chunk"
+
+
+@pytest.fixture
+def with_a_kernel(monkeypatch):
+    """An op with a kernel, where every package is installed and nothing is interpreted."""
+    monkeypatch.setitem(dispatch.FORMS, "gated_delta_rule", ("reference", "chunk", "triton", "fla"))
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+OBSTACLES = [
+    ({"device": "cpu"}, "on cpu"),
+    ({"dtype": torch.float64}, "float64"),
+    ({"widths": (64, 48)}, "48"),
+    ({"widths": (64, 256)}, "256"),
+    ({"chunk_size": 128}, "plain batched products fill the card"),
+]
+
+
+def test_auto_takes_the_kernel_for_cuda_tensors(with_a_kernel):
+    for dtype in (torch.float32, torch.bfloat16):
+        assert dispatch.choose("gated_delta_rule", 100, device="cuda", dtype=dtype).form == "triton"
+    assert dispatch.choose("gated_delta_rule", 1, device="cuda").form == "reference"
+    assert dispatch.choose("cms_update", 100, device="cuda") == ("chunk", "the op has no kernel")
+
+
+@pytest.mark.parametrize(("call", "reason"), OBSTACLES)
+def test_auto_says_why_it_does_not_take_the_kernel_and_a_named_kernel_fails(with_a_kernel, call, reason):
+    call = {"device": "cuda"} | call
+    chosen = dispatch.choose("gated_delta_rule", 100, **call)
+    assert chosen.form == "chunk" and reason in chosen.reason
+    with pytest.raises(ValueError, match=f"form is 'triton', but .*{reason}.*; use 'auto' or 'chunk'"):
+        dispatch.choose("gated_delta_rule", 100, "triton", **call)
+
+
+def test_a_kernel_whose_package_is_missing(with_a_kernel, monkeypatch):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    chosen = dispatch.choose("gated_delta_rule", 100, device="cuda")
+    assert chosen == ("chunk", "the package triton is not installed")
+    with pytest.raises(ValueError, match="the package fla is not installed"):
+        dispatch.choose("gated_delta_rule", 100, "fla", "cuda", dtype=torch.bfloat16)
+
+
+def test_the_interpreter_runs_a_named_kernel_on_the_cpu_and_auto_never_does(with_a_kernel, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.choose("gated_delta_rule", 100, "triton").form == "triton"
+    assert dispatch.choose("gated_delta_rule", 100).form == "chunk"
 
 
 def test_unknown_form_is_named():
-    with pytest.raises(ValueError, match="form is 'fast'"):
+    with pytest.raises(ValueError, match="form is 'fast'; delta_rule has auto, reference, chunk"):
         dispatch.choose("delta_rule", 4, "fast")
+    with pytest.raises(ValueError, match="form is 'fla'; cms_update has auto, reference, chunk"):
+        dispatch.choose("cms_update", 4, "fla")
 
 
 @pytest.mark.parametrize("name", NAMES)
