@@ -25,11 +25,12 @@ _DESCRIPTION = {
 
 @state_class
 class SelfModifyingState:
-    """One row per sequence: what the memories have learned, and the inputs of the chunk that is still open."""
+    """One row per sequence, of constant size. anchor and running are deviations from the initial states,
+    (B, H, M, in, out) each; zeros where nothing was read yet."""
 
     tail: Tensor  # (B, width-1, D) last inputs of the convolution
-    deviation: list[Tensor]  # (B, H, M, in, out) each, from the initial states, at the last chunk border
-    pending: Tensor  # (B, n, 2D) z and q of the open chunk, zeros after each row's count
+    anchor: list[Tensor]  # at the last chunk border: what the open chunk's keys, values and gradients are taken at
+    running: list[Tensor]  # after the last token
     count: Tensor  # (B,) int64, tokens in the open chunk
 
 
@@ -95,41 +96,38 @@ class SelfModifyingTitans(nn.Module):
         """
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, SelfModifyingTitans needs (B, T, {self.dim})")
-        tokens = x.shape[1]
         mixed, tail = self.conv(x, None if state is None else state.tail, lengths)
         projections = [self.project_z] if self.project_q is None else [self.project_z, self.project_q]
         z_and_q = [unit_norm(split_heads(p(mixed), self.heads).to(_memory_dtype(x))) for p in projections]
-        inputs = merge_heads(torch.cat(z_and_q, -1))
-        joined, total, offset = _prepend(inputs, state, lengths)
-        y, deviation = self._remember(joined, None if state is None else state.deviation, total)
-        y = _skip(y, offset, tokens)
+        y, anchor, running = self._remember(z_and_q, state, lengths)
         y = merge_heads(functional.rms_norm(y, y.shape[-1:])).to(x.dtype) * self.norm.to(x.dtype)
         y = self.project_out(y * functional.silu(self.project_gate(x)))
-        pending, count = _open_chunk(joined, total, self.chunk_size)
-        return y, SelfModifyingState(tail, deviation, pending, count)
+        count = torch.zeros(len(x), dtype=torch.long, device=x.device) if state is None else state.count
+        count = (count + (x.shape[1] if lengths is None else lengths.to(count.device))) % self.chunk_size
+        return y, SelfModifyingState(tail, anchor, running, count)
 
     def _remember(
-        self, joined: Tensor, deviation: list[Tensor] | None, total: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Inputs from a chunk border on, (B, T', ...), through the op, outside autocast → y (B, T', H, K)."""
-        inputs = split_heads(joined, self.heads)
-        width = self.dim // self.heads
-        cast = [p.to(inputs.dtype) for p in self.initial]
-        with torch.autocast(inputs.device.type, enabled=False):
+        self, z_and_q: list[Tensor], state: SelfModifyingState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """z and q (B, T, H, K) through the op, outside autocast → y (B, T, H, K), anchor, running."""
+        z, *q = z_and_q
+        with torch.autocast(z.device.type, enabled=False):
             y, new = dispatch.self_modifying(
-                inputs[..., :width],
-                None if self.project_q is None else inputs[..., width:],
-                tuple(cast),
-                self.gate_weight.to(inputs.dtype),
-                torch.stack([self.eta_bias, self.alpha_bias]).to(inputs.dtype),
-                self.rates.to(inputs.dtype),
+                z,
+                q[0] if q else None,
+                tuple(p.to(z.dtype) for p in self.initial),
+                self.gate_weight.to(z.dtype),
+                torch.stack([self.eta_bias, self.alpha_bias]).to(z.dtype),
+                self.rates.to(z.dtype),
                 rule=self.rule,
                 chunk_size=self.chunk_size,
-                features=None if self.features is None else self.features.to(inputs.dtype),
-                state=None if deviation is None else tuple(deviation),
-                lengths=total,
+                features=None if self.features is None else self.features.to(z.dtype),
+                state=None if state is None else (*state.anchor, *state.running),
+                count=None if state is None else state.count,
+                lengths=lengths,
             )
-        return y, list(new)
+        matrices = len(self.initial)
+        return y, list(new[:matrices]), list(new[matrices:])
 
     def half_lives(self) -> dict[str, float]:
         """Tokens until an unwritten memory has halved its distance to where it decays to, at a neutral gate."""
@@ -141,7 +139,7 @@ class SelfModifyingTitans(nn.Module):
         objective = {"dot": "dot product with v̂", "l2": "L2 regression to v̂"}[self.rule.objective]
         rule = "gradient descent" if self.rule.erase == "none" else "DGD (delta gradient descent)"
         own = [sum(p[:, m].numel() for p in self.initial) for m in range(len(self.names))]
-        waiting = 4 * self.dim * (self.conv.width - 1 + 2 * (self.chunk_size - 1)) + 8  # tail and open chunk
+        once = 4 * self.dim * (self.conv.width - 1) + 8  # tail and count
         return [
             Level(
                 name=name,
@@ -153,7 +151,7 @@ class SelfModifyingTitans(nn.Module):
                 parameters=parameters,
                 half_life=half_life,
                 transfer="initialisation (meta-learned)",
-                state_bytes=4 * parameters + waiting * (name == READ),
+                state_bytes=2 * 4 * parameters + once * (name == READ),  # anchor and running
             )
             for (name, half_life), parameters in zip(self.half_lives().items(), own, strict=True)
         ]
@@ -190,44 +188,3 @@ def _logit(probability: float) -> float:
 
 def _memory_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _prepend(
-    inputs: Tensor, state: SelfModifyingState | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Each row's open chunk before its new inputs: (B, n+T, ·), real tokens per row, and where new ones begin.
-
-    The last two are None where every row is fresh and full: nothing to select.
-    """
-    if state is None:
-        return inputs, lengths, None if lengths is None else torch.zeros_like(lengths)
-    rows, tokens = inputs.shape[:2]
-    count = state.count.to(inputs.device)
-    old = state.pending.shape[1]
-    joined = torch.cat([state.pending.to(inputs.dtype), inputs], 1)
-    place = torch.arange(old + tokens, device=inputs.device).expand(rows, -1)
-    source = torch.where(place < count[:, None], place, place + old - count[:, None]).clamp(max=old + tokens - 1)
-    joined = joined.gather(1, source[..., None].expand(-1, -1, joined.shape[-1]))
-    return joined, count + (tokens if lengths is None else lengths.to(count.device)), count
-
-
-def _skip(y: Tensor, offset: Tensor | None, tokens: int) -> Tensor:
-    """The outputs of the new tokens: y[b, offset_b : offset_b + tokens]."""
-    if offset is None:
-        return y
-    index = offset[:, None] + torch.arange(tokens, device=y.device)
-    return y.gather(1, index[..., None, None].expand(-1, -1, *y.shape[2:]))
-
-
-def _open_chunk(joined: Tensor, total: Tensor | None, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """The inputs after each row's last chunk border, zeros behind, and how many they are."""
-    rows, tokens = joined.shape[:2]
-    if total is None:
-        rest = tokens % chunk_size
-        return joined[:, tokens - rest :], torch.full((rows,), rest, dtype=torch.long, device=joined.device)
-    count = total % chunk_size
-    longest = int(count.max()) if rows else 0
-    place = torch.arange(longest, device=joined.device)
-    index = ((total - count)[:, None] + place).clamp(max=max(tokens - 1, 0))
-    pending = joined.gather(1, index[..., None].expand(-1, -1, joined.shape[-1]))
-    return pending.masked_fill((place >= count[:, None])[..., None], 0), count

@@ -78,7 +78,9 @@ def test_memories_of_the_self_modifying_layer_are_written_at_chunk_borders() -> 
     for count in range(1, 18):
         with torch.no_grad():
             state = model(tokens[:, count - 1 : count], state, learn=False).state
-        now = torch.cat([d.flatten(-2) for d in state.tree.mixers[0].deviation], -1)  # (B, H, memory, entries)
+        mixer = state.tree.mixers[0]
+        used = [torch.cat([d.flatten(-2) for d in part], -1) for part in (mixer.anchor, mixer.running)]
+        now = torch.stack([used[declared[n].period == 1][:, :, i] for i, n in enumerate(names)], 2)  # what is used next
         for i, name in enumerate(names):
             if before is not None and not torch.equal(now[:, :, i], before[:, :, i]):
                 changed[name].append(count)

@@ -24,7 +24,9 @@ RULES = {
 }
 
 
-def inputs(kind, tokens, *, adaptive_q=False, rows=2, heads=2, width=4, hidden=6, state=True, generator_rate=1.0):
+def inputs(
+    kind, tokens, *, adaptive_q=False, rows=2, heads=2, width=4, hidden=6, state=True, count=None, generator_rate=1.0
+):
     """Leaves of one call, float64, by argument name; decays between about 0.7 and 1.
 
     Memories that rewrite their own generators at full rate are chaotic: rounding grows tenfold every hundred
@@ -45,17 +47,25 @@ def inputs(kind, tokens, *, adaptive_q=False, rows=2, heads=2, width=4, hidden=6
         "gate_bias": torch.tensor([[0.0], [3.0]], dtype=torch.float64).repeat(1, heads),
         "rates": torch.rand(heads, memories, dtype=torch.float64) * generator_rate,
         "features": normal(heads, width, hidden) if kind == "features" else None,
-        "state": tuple(normal(rows, *w.shape, scale=0.2) for w in weights) if state else None,
+        "anchor": tuple(normal(rows, *w.shape, scale=0.2) for w in weights) if state else (),
+        "running": tuple(normal(rows, *w.shape, scale=0.2) for w in weights) if state else (),
+        "count": torch.zeros(rows, dtype=torch.long) if count is None else torch.tensor(count),
     }
 
 
 def leaves(tree):
     """The tensors of an argument dictionary, in order."""
-    return [t for x in tree.values() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
+    flat = [t for x in tree.values() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
+    return [t for t in flat if t.is_floating_point()]
 
 
 def call(form, arguments, **options):
+    """At a chunk border the anchor is the running state."""
     given = dict(arguments)
+    border = (given["count"] == 0).view(-1, 1, 1, 1, 1)
+    anchor, running = given.pop("anchor"), given.pop("running")
+    if anchor:
+        given["state"] = (*(torch.where(border, r, a) for a, r in zip(anchor, running, strict=True)), *running)
     places = [given.pop(n) for n in ("z", "q", "weights", "gate_weight", "gate_bias", "rates")]
     return form.self_modifying(*places, **given, **options)
 
@@ -110,46 +120,74 @@ def test_generated_queries_fresh_state_and_ragged_rows(kind):
     assert_forms_agree(kind, Rule(), 11, 4, rows=4, lengths=[11, 7, 4, 0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("tokens", "count", "lengths"),
+    [
+        (9, [3, 3, 3], None),
+        (2, [1, 1, 1], None),
+        (1, [3, 0, 1], None),
+        (1, [3, 0, 1], [1, 1, 0]),
+        (9, [0, 3, 1], None),
+        (10, [2, 3, 3], [10, 0, 4]),
+        (9, [1, 1, 1], [2, 9, 3]),
+        (3, [0, 1, 2], [1, 2, 3]),
+        (8, [0, 0, 0], [4, 8, 3]),
+    ],
+    ids=str,
+)
+def test_an_open_chunk_goes_on(kind, tokens, count, lengths):
+    """Rows at any place of their chunk, of any length."""
+    assert_forms_agree(kind, Rule(), tokens, 4, rows=3, count=count, lengths=lengths)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_chunk_goes_on_under_every_rule(kind, rule):
+    assert_forms_agree(kind, RULES[rule], 6, 4, rows=2, count=[3, 1])
+
+
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [("linear", "default"), ("features", "l2, initial"), ("mlp", "hidden erase"), ("mlp", "literal")],
 )
 def test_gradcheck_of_the_reference(kind, rule):
-    arguments = inputs(kind, 3, rows=1, heads=1, width=2, hidden=2)
-    names = [n for n, x in arguments.items() if isinstance(x, torch.Tensor)]
-    tensors = [arguments[n].requires_grad_() for n in names]
-    weights, state = ([x.requires_grad_() for x in arguments[n]] for n in ("weights", "state"))
+    arguments = inputs(kind, 3, rows=1, heads=1, width=2, hidden=2, count=[1])
+    run, tensors = as_function(reference, arguments, rule=RULES[rule], chunk_size=2)
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+def as_function(form, arguments, **options):
+    """A call as a function of all its leaves, and the leaves."""
+    parts = {n: x if isinstance(x, tuple) else (x,) for n, x in arguments.items() if n != "count" and x is not None}
+    tensors = [t.requires_grad_() for part in parts.values() for t in part]
 
     def run(*given):
-        trees = {**arguments, **dict(zip(names, given, strict=False))}
-        rest = given[len(names) :]
-        trees["weights"], trees["state"] = tuple(rest[: len(weights)]), tuple(rest[len(weights) :])
-        y, final = call(reference, trees, rule=RULES[rule], chunk_size=2)
-        return (y, *final)
+        given, changed = iter(given), dict(arguments)
+        for name, part in parts.items():
+            fresh = tuple(next(given) for _ in part)
+            changed[name] = fresh if isinstance(arguments[name], tuple) else fresh[0]
+        y, state = call(form, changed, **options)
+        return (y, *state)
 
-    assert torch.autograd.gradcheck(run, (*tensors, *weights, *state))
+    return run, tensors
 
 
-@pytest.mark.parametrize("kind", ["features", "linear"])
-def test_second_derivatives_of_the_chunk_form(kind):
-    arguments = inputs(kind, 5, rows=1, heads=1, width=2, hidden=2)
-    names = ("z", "q", "gate_bias")
-    tensors = [arguments[n].requires_grad_() for n in names]
-    weight, state = arguments["weights"][0].requires_grad_(), arguments["state"][0].requires_grad_()
-
-    def run(*given):
-        changed = {**arguments, **dict(zip(names, given, strict=False)), "weights": (given[3],), "state": (given[4],)}
-        y, (final,) = call(chunk, changed, rule=Rule(), chunk_size=2)
-        return y, final
-
-    assert torch.autograd.gradgradcheck(run, (*tensors, weight, state))
+@pytest.mark.parametrize(
+    ("kind", "rule", "count"),
+    [("features", "default", [0]), ("linear", "default", [1]), ("linear", "l2, initial", [0]), ("mlp", "literal", [0])],
+)
+def test_second_derivatives_of_the_chunk_form(kind, rule, count):
+    arguments = inputs(kind, 4, rows=1, heads=1, width=2, hidden=1, count=count)
+    run, tensors = as_function(chunk, arguments, rule=RULES[rule], chunk_size=2)
+    assert torch.autograd.gradgradcheck(run, tensors)
 
 
 def test_without_gradients_the_numbers_are_the_same():
     arguments = inputs("features", 11)
-    y, (state,) = call(chunk, arguments, rule=Rule(), chunk_size=4)  # no leaf asks for a gradient: the plain loop
+    y, state = call(chunk, arguments, rule=Rule(), chunk_size=4)  # no leaf asks for a gradient: the plain loop
     arguments["z"].requires_grad_()
-    y2, (state2,) = call(chunk, arguments, rule=Rule(), chunk_size=4)
+    y2, state2 = call(chunk, arguments, rule=Rule(), chunk_size=4)
     torch.testing.assert_close(y2, y, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state2, state, rtol=1e-12, atol=1e-12)
 
@@ -158,7 +196,7 @@ def test_float32_stays_close_to_float64():
     arguments = inputs("features", 300, width=8, hidden=8, state=False)
     exact, _ = call(chunk, arguments, rule=Rule(), chunk_size=64)
     single = {n: x.float() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-    single["weights"] = tuple(w.float() for w in arguments["weights"])
+    single["weights"], single["count"] = tuple(w.float() for w in arguments["weights"]), arguments["count"]
     y, _ = call(chunk, single, rule=Rule(), chunk_size=64)
     assert y.dtype == torch.float32
     assert (y - exact).square().mean().sqrt() < 1e-5 * exact.square().mean().sqrt()

@@ -1,7 +1,7 @@
 """The default rule's writes with their backward pass written out: half the time and memory of recorded autograd.
 
-`write_chunks` is what chunk.py's loop computes for one-layer memories under Rule() (dot product, decayed erase, decay
-to the initial state, given values): the same equations in the same order. Second derivatives go through that loop.
+`write_chunks` is what one_layer.py's loop computes under Rule() (dot product, decayed erase, decay to the initial
+state, given values): the same equations in the same order. Second derivatives go through that loop.
 n = B*H, C chunk length, F key width, M = 5 memories, V value width; GEN = (M-1)*V columns belong to the generators.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestling.ops.self_modifying.replay import differentiable
 from nestling.ops.self_modifying.writes import EPS, decay_matrix
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -92,7 +93,7 @@ class _WriteChunks(torch.autograd.Function):
         plain, full, C, eta_max, given = ctx.options
         tensors, rest = ctx.saved_tensors[:given], ctx.saved_tensors[given:]
         if torch.is_grad_enabled():
-            return (None,) * 4 + _differentiable(plain, full, C, eta_max, tensors, grads)
+            return (None,) * 4 + differentiable(plain, (full, C, eta_max), tensors, grads)
         z, weight, features = tensors[:3]
         B, H, T, _ = z.shape
         width = len(Saved._fields)
@@ -110,23 +111,6 @@ class _WriteChunks(torch.autograd.Function):
             dz[:, i], dE = _backward(chunks[i], saved[i], parameters, eta_max, total, dE, outer)
             dE = dE if direct is None else dE + direct
         return None, None, None, None, *_collect(z, weight, features, total, dz, dE, tensors[-1], B, H)
-
-
-def _differentiable(
-    plain: Callable,
-    full: Tensor | None,
-    C: int,
-    eta_max: float,
-    tensors: tuple[Tensor | None, ...],
-    grads: tuple[Tensor, ...],
-) -> tuple[Tensor | None, ...]:
-    """The same gradients through recorded autograd, so that they can be differentiated again."""
-    alias = [None if t is None else t.view_as(t) for t in tensors]  # cuts the tensors' own history off
-    wanted = [a for a in alias if a is not None and a.requires_grad]
-    results = zip(plain(full, C, eta_max, *alias), grads, strict=True)
-    outputs, outer = zip(*((y, g) for y, g in results if y.requires_grad), strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))
-    return tuple(next(found) if a is not None and a.requires_grad else None for a in alias)
 
 
 def _rows(full: Tensor, heads: int) -> Tensor:

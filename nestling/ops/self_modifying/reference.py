@@ -1,5 +1,8 @@
 """Self-modifying Titans as the plain token loop: equations (83)-(93) with an explicit chunk anchor.
 
+The state is the anchor (the memories at the last chunk border, from which keys, values and gradients are generated),
+the running memories (after the last token), and how many tokens the open chunk has.
+
 Written from the paper, independently of chunk.py: every memory is an explicit matrix, every token one step.
 Matrices are stored (in, out), so M(z) = Mᵀ z here where the paper writes M z.
 """
@@ -26,19 +29,23 @@ def self_modifying(
     chunk_size: int,
     features: Tensor | None = None,
     state: tuple[Tensor, ...] | None = None,
+    count: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Read and write all memories of every head, token by token. Arguments and results as in chunk.self_modifying."""
     B, T, H, _ = z.shape
     names = memory_names(rates.shape[1])
     initial = {name: [w[None, :, m].expand(B, -1, -1, -1) for w in weights] for m, name in enumerate(names)}
-    anchor = initial
+    anchor = memory = initial
     if state is not None:
-        anchor = {n: [w + s[:, :, m] for w, s in zip(initial[n], state, strict=True)] for m, n in enumerate(names)}
-    memory, outputs = anchor, []
+        half = len(weights)
+        anchor, memory = (
+            {n: [w + s[:, :, m] for w, s in zip(initial[n], part, strict=True)] for m, n in enumerate(names)}
+            for part in (state[:half], state[half:])
+        )
+    count = torch.zeros(B, dtype=torch.long, device=z.device) if count is None else count
+    outputs = []
     for t in range(T):
-        if t % chunk_size == 0:
-            memory = anchor
         k = unit(call(anchor["k"], z[:, t], features))
         v = unit(call(anchor["v"], z[:, t], features))
         eta = rule.eta_max * torch.sigmoid(gate(anchor["eta"], z[:, t], features, gate_weight[0], gate_bias[0]))
@@ -51,13 +58,16 @@ def self_modifying(
             target = v if name == "memory" and not rule.self_values else unit(call(anchor[name], v, features))
             rate, kept = rates[:, m] * eta, alpha ** rates[:, m]  # (B, H)
             written[name] = write(memory[name], anchor[name], initial[name], k, target, rate, kept, features, rule)
-        memory = written
-        if (t + 1) % chunk_size == 0:
-            complete = torch.ones(B, dtype=torch.bool) if lengths is None else lengths.cpu() > t
-            anchor = {n: [pick(complete, w, a) for w, a in zip(memory[n], anchor[n], strict=True)] for n in names}
+        real = torch.ones_like(count, dtype=torch.bool) if lengths is None else lengths.to(count.device) > t
+        memory = pick(real, written, memory)
+        count = count + real
+        anchor = pick(real & (count % chunk_size == 0), memory, anchor)
     y = torch.stack(outputs, 1) if outputs else z.new_zeros(B, 0, H, weights[-1].shape[-1])
-    deviation = [torch.stack([anchor[n][i] - initial[n][i] for n in names], 2) for i in range(len(weights))]
-    return y, tuple(deviation)
+    ends = [
+        [torch.stack([M[n][i] - initial[n][i] for n in names], 2) for i in range(len(weights))]
+        for M in (anchor, memory)
+    ]
+    return y, (*ends[0], *ends[1])
 
 
 def call(M: Matrices, z: Tensor, features: Tensor | None) -> Tensor:
@@ -124,6 +134,7 @@ def unit(x: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
-def pick(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a where mask (B,), else b."""
-    return torch.where(mask.to(a.device).view(-1, 1, 1, 1), a, b)
+def pick(mask: Tensor, a: dict[str, Matrices], b: dict[str, Matrices]) -> dict[str, Matrices]:
+    """The memories of a in the rows where mask (B,), else those of b."""
+    mask = mask.view(-1, 1, 1, 1)
+    return {n: [torch.where(mask, x, y) for x, y in zip(a[n], b[n], strict=True)] for n in a}

@@ -1,4 +1,8 @@
-"""What every memory's chunk consists of: solve for its writes, commit them, read between them. README.md derives it."""
+"""What every memory's chunk consists of: gates, targets, the solve for its writes, their commit, reads between them.
+
+README.md derives it. Letters: B batch, H heads, C length of the part of a chunk, M memories, F key width of a matrix,
+V its value width, G groups that share their keys.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,27 @@ from torch.nn import functional
 from nestling.ops.self_modifying.rule import Rule
 
 EPS = 1e-6  # of unit length
+Matrices = list[Tensor]  # (B, G, F, M, V) each, what decays: the matrices of one group lie side by side, one key each
+
+
+class Gates:
+    """From the outputs of the eta and alpha memories to each memory's write rate and log decay."""
+
+    def __init__(self, parameters: tuple[Tensor, ...], eta_max: float) -> None:
+        weight, bias, rates = parameters
+        self.weight = weight[..., None]  # (2, H, K, 1)
+        self.bias = bias[..., None, None]  # (2, H, 1, 1)
+        self.rates = rates[..., None]  # (H, M, 1)
+        self.eta_max = eta_max
+
+    def __call__(self, eta: Tensor, alpha: Tensor, alive: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Memory outputs (B, H, C, K) → eta and cumulative log decay, (B, H, M, C) each, both 0 unless alive (B, C)."""
+        eta = self.eta_max * (eta @ self.weight[0] + self.bias[0]).sigmoid()  # (B, H, C, 1)
+        log_alpha = functional.logsigmoid(alpha @ self.weight[1] + self.bias[1])
+        if alive is not None:
+            dead = ~alive[:, None, :, None]
+            eta, log_alpha = eta.masked_fill(dead, 0), log_alpha.masked_fill(dead, 0)
+        return eta.mT * self.rates, log_alpha.cumsum(-2).mT * self.rates
 
 
 class Writes(NamedTuple):
@@ -21,39 +46,47 @@ class Writes(NamedTuple):
     log_decay: Tensor  # (B, G, M, C), g, cumulative inside the chunk
 
 
-def solve(
-    k: Tensor, u: Tensor, read_S: Tensor, read_E: Tensor, eta: Tensor, g: Tensor, rule: Rule, erase: str
-) -> Writes:
+def targets(own: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """v̂ (B, H, C, M, V): each memory's own output for v, unit length; the read memory learns v itself by default."""
+    own = unit(own)
+    return own if rule.self_values else torch.cat([own, v.unsqueeze(3)], 3)
+
+
+def solve(k: Tensor, u: Tensor, at_rest: Tensor | None, read_E: Tensor, eta: Tensor, g: Tensor, erase: str) -> Writes:
     """The writes p of a chunk: (I + L) p = eta (u - M₀ k - e^ḡ E k), L_ts = eta_t e^{ḡ_t - g_s} k_t·k_s for s < t.
 
-    k (B, G, C, F); u, read_S, read_E (B, G, C, M, V); eta, g (B, G, M, C). ḡ is g where the erase acts on the decayed
-    memory and g before this token's decay where it acts beside it; M₀ k is absent where memories decay to zero.
+    k (B, G, C, F); u, at_rest, read_E (B, G, C, M, V); eta, g (B, G, M, C). ḡ is g where the erase acts on the decayed
+    memory and g before this token's decay where it acts beside it; at_rest is M₀ k, None where memories decay to zero.
     """
     u, eta_t = u.transpose(2, 3), eta[..., None]
     if erase == "none":
         return Writes(k, eta_t * u, g)
     decay = g if erase == "decayed" else shift(g)
     kept = decay.exp()[..., None] * read_E.transpose(2, 3)
-    if rule.decay_to == "initial":
-        kept = kept + (read_S - read_E).transpose(2, 3)
+    right = eta_t * (u - kept if at_rest is None else u - at_rest.transpose(2, 3) - kept)
+    if k.shape[2] == 1:  # nothing was written before it
+        return Writes(k, right, g)
     L = decay_matrix(decay, g) * eta_t * (k @ k.mT).unsqueeze(2)
-    p = torch.linalg.solve_triangular(L, eta_t * (u - kept), upper=False, unitriangular=True)
-    return Writes(k, p, g)
+    return Writes(k, torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True), g)
 
 
-def commit(E: Tensor, written: Writes, full: Tensor | None) -> Tensor:
-    """The matrices after the chunk, in the rows that filled it."""
+def commit(E: Tensor, written: Writes) -> Tensor:
+    """The matrices after the writes."""
     k, p, g = written
     end = g[..., -1:]
     p = (end - g).exp()[..., None] * p  # (B, G, M, C, V)
     grown = (k.mT @ p.transpose(2, 3).flatten(-2)).unflatten(-1, E.shape[-2:])
-    new = end.exp().unsqueeze(2) * E + grown
-    return new if full is None else torch.where(full, new, E)
+    return end.exp().unsqueeze(2) * E + grown
 
 
-def read_last(q: Tensor, initial: Tensor, E: Tensor, written: Writes, rule: Rule) -> Tensor:
-    """q (B, G, C, F) through the last matrix of each group: M_{t-1} inside the chunk, or its first state."""
-    E = E[..., -1, :]
+def read(f: Tensor, S: Tensor) -> Tensor:
+    """f (B, G, C, F) through the matrices S (B, G, F, M, V) → (B, G, C, M, V)."""
+    return (f @ S.flatten(-2)).unflatten(-1, S.shape[-2:])
+
+
+def read_last(q: Tensor, initial: Tensor, anchor: Tensor, running: Tensor, written: Writes, rule: Rule) -> Tensor:
+    """q (B, G, C, F) through the last matrix of each group: M_{t-1} inside the chunk, or its anchor."""
+    E = (anchor if rule.read == "anchor" else running)[..., -1, :]
     if rule.read == "anchor":
         return q @ (initial[..., -1, :] + E if rule.decay_to == "initial" else E)
     y = read_written(q, E, written.keys, written.values[:, :, -1], written.log_decay[:, :, -1])
@@ -64,6 +97,24 @@ def read_written(q: Tensor, E: Tensor, k: Tensor, p: Tensor, g: Tensor) -> Tenso
     """q_t through E_{t-1}: q, k (..., C, F), E (..., F, V), p (..., C, V), g (..., C) → (..., C, V)."""
     before = shift(g)
     return before.exp()[..., None] * (q @ E) + (decay_matrix(before, g) * (q @ k.mT)) @ p
+
+
+def enter(initial: Tensor, rows: int, deviation: Tensor | None, rule: Rule) -> Tensor:
+    """The part of a matrix that decays, of its deviation from the initial state."""
+    if deviation is None:
+        deviation = initial.new_zeros(rows, *initial.shape)
+    return deviation if rule.decay_to == "initial" else initial + deviation
+
+
+def leave(initial: Tensor, E: Tensor, rule: Rule) -> Tensor:
+    return E if rule.decay_to == "initial" else E - initial
+
+
+def pick(rows: Tensor | None, a: Matrices, b: Matrices) -> Matrices:
+    """a in these rows (B,), else b; None = all rows."""
+    if rows is None:
+        return a
+    return [torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(a, b, strict=True)]
 
 
 def shift(g: Tensor) -> Tensor:
