@@ -23,8 +23,9 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = "tensor", rtol: f
         )
     if actual.numel() == 0:
         return
-    error = (actual.detach() - expected.detach()).double().abs()
-    allowed = rtol * max(float(expected.detach().abs().max()), 1e-3)
+    goal = expected.detach().double()
+    error = (actual.detach().double() - goal).abs()
+    allowed = rtol * max(float(goal.abs().max()), 1e-3)
     if not bool((error <= allowed).all()):  # also catches NaN
         where = [int(i) for i in torch.unravel_index(error.nan_to_num(torch.inf).argmax(), error.shape)]
         rms = float(error.square().mean().sqrt())

@@ -67,6 +67,14 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return tree if parts is None else rebuild(tree, {name: map_tensors(fn, part) for name, part in parts.items()})
 
 
+def map_nodes(kind: type | tuple[type, ...], fn: Callable[[Any], Tree], tree: Tree) -> Tree:
+    """Apply `fn` to every node of a kind; everything else stays."""
+    if isinstance(tree, kind):
+        return fn(tree)
+    parts = children(tree)
+    return tree if parts is None else rebuild(tree, {name: map_nodes(kind, fn, part) for name, part in parts.items()})
+
+
 def tensors(tree: Tree) -> Iterator[Tensor]:
     """Every tensor of the tree, in a fixed order."""
     if isinstance(tree, Tensor):

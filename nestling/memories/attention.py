@@ -7,23 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.level import Level
-from ..core.state import state_class
-
-
-@state_class
-class AttentionState:
-    """Keys and values seen so far.
-
-    Attributes:
-        k, v: (B, S, H, d); keys are rotated by their absolute position.
-        slot: (B, S) position + 1 of each cached key, 0 = empty.
-        position: (B,) tokens read.
-    """
-
-    k: Tensor
-    v: Tensor
-    slot: Tensor
-    position: Tensor
+from .attention_cache import AttentionState, OpenCache
 
 
 class Attention(nn.Module):
@@ -49,15 +33,26 @@ class Attention(nn.Module):
         self.rotary_base = rotary_base
 
     def forward(
-        self, x: Tensor, state: AttentionState | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, AttentionState]:
-        """x (B, T, D) -> y (B, T, D) and the cache after it."""
+        self, x: Tensor, state: AttentionState | OpenCache | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState | OpenCache]:
+        """x (B, T, D) -> y (B, T, D) and the cache after it.
+
+        An `OpenCache` is for one token per call: it is written in place, with fixed shapes and without waiting for the
+        device.
+        """
         rows, tokens, _ = x.shape
         start = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.position
         positions = start[:, None] + torch.arange(tokens, device=x.device)
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.width).unbind(2)
         cos, sin = self._rotary(positions, x.dtype)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if isinstance(state, OpenCache):
+            if tokens != 1:
+                raise ValueError(
+                    f"x has {tokens} tokens, an open cache takes one per call; use state.closed() for more"
+                )
+            o = state.attend(*(part.transpose(1, 2) for part in (q, k, v)))
+            return self.out(o.transpose(1, 2).flatten(2)), state.moved(lengths)
         real = None if lengths is None else torch.arange(tokens, device=x.device) < lengths[:, None]
         slot = positions + 1 if real is None else (positions + 1) * real
         if state is not None:
@@ -65,8 +60,8 @@ class Attention(nn.Module):
             slot = torch.cat([state.slot, slot], 1)
         o = self._attend(q, k, v, slot, positions, plain=state is None)
         k, v, slot = self._kept(k, v, slot, compact=state is not None or lengths is not None)
-        y = self.out(o.reshape(rows, tokens, -1))
-        return y, AttentionState(k, v, slot, start + (tokens if lengths is None else lengths))
+        y = self.out(o.flatten(2))
+        return y, AttentionState(k, v, slot, start + (tokens if lengths is None else lengths), self.window)
 
     def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         # Made here in float64: a buffer would lose its precision, and so every position, in model.bfloat16().

@@ -1,6 +1,7 @@
 """Models: memories stacked by period. `build` makes one by name."""
 
 from .config import ModelConfig
+from .decoder import Decoder
 from .generate import Generation
 from .hope import Hope
 from .hope_attention import HopeAttention
@@ -14,6 +15,7 @@ __all__ = [
     "MODELS",
     "NAMES",
     "PRESETS",
+    "Decoder",
     "Generation",
     "Hope",
     "HopeAttention",

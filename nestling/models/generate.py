@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .decoder import Decoder
+
 if TYPE_CHECKING:
     from .lm import LanguageModel
     from .state import State
+
+_ROOM = 1_024  # tokens that caches are opened for at most, before it is known whether so many will come
 
 
 class Generation:
@@ -49,7 +53,9 @@ class Generation:
             raise ValueError("generate: the prompt is empty; give at least one token")
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={max_new_tokens} must be >= 0")
-        self.model, self.tokens, self.count, self.state = model, tokens, max_new_tokens, state
+        self.model, self.tokens, self.count = model, tokens, max_new_tokens
+        self._state = state
+        self._decoder: Decoder | None = None
         self.temperature, self.top_k, self.top_p, self.eos, self.generator = temperature, top_k, top_p, eos, generator
         self.learn_prompt, self.learn_output = learn_prompt, learn_output
         self._steps = self._run()
@@ -62,25 +68,38 @@ class Generation:
         made = list(self._steps)
         return torch.stack(made, 1) if made else self.tokens[:, :0]
 
+    @property
+    def state(self) -> State | None:
+        """The state after the prompt and the tokens so far; before the first token, the one it was given."""
+        return self._state if self._decoder is None else self._decoder.state
+
     def _run(self) -> Iterator[Tensor]:
         with torch.no_grad():
-            out = self.model(self.tokens, self.state, learn=self.learn_prompt)
-        self.state = out.state
-        done = torch.zeros(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
-        logits = out.logits[:, -1]
+            out = self.model(self.tokens, self._state, learn=self.learn_prompt)
+        self._state, logits = out.state, out.logits[:, -1]
+        if not self.learn_output:
+            self._decoder = Decoder(self.model, out.state, room=min(self.count, _ROOM))
+        active = None if self.eos is None else torch.ones_like(self.tokens[:, 0], dtype=torch.bool)
         for _ in range(self.count):
             token = self.sample(logits)
-            if self.eos is not None:
-                token = token.masked_fill(done, self.eos)
-            with torch.no_grad():
-                mask = ~done.unsqueeze(1) if self.eos is not None else None
-                out = self.model(token.unsqueeze(1), self.state, learn=self.learn_output, mask=mask)
-            self.state, logits = out.state, out.logits[:, -1]
+            if active is not None and self.eos is not None:
+                token = token.masked_fill(~active, self.eos)
+            logits = self._read(token, active)
             yield token
-            if self.eos is not None:
-                done = done | (token == self.eos)
-                if bool(done.all()):
+            if active is not None:
+                active = active & (token != self.eos)
+                if not bool(active.any()):
                     return
+
+    def _read(self, token: Tensor, active: Tensor | None) -> Tensor:
+        """Read tokens (B,) in the rows that are active; the logits (B, V) of the next."""
+        if self._decoder is not None:
+            return self._decoder.step(token, active)
+        with torch.no_grad():
+            mask = None if active is None else active.unsqueeze(1)
+            out = self.model(token.unsqueeze(1), self._state, learn=True, mask=mask)
+        self._state = out.state
+        return out.logits[:, -1]
 
     def sample(self, logits: Tensor) -> Tensor:
         """One token (B,) from logits (B, V)."""

@@ -5,7 +5,7 @@ import torch
 
 from nestling.core.state import select_rows, stack_rows
 from nestling.memories.attention import Attention
-from nestling.testing import assert_close, state_roundtrip
+from nestling.testing import assert_close, assert_trees_close, state_roundtrip
 
 
 def layer(window=None):
@@ -66,6 +66,25 @@ def test_padding_is_nowhere_and_rows_of_different_age_stack(window):
             assert_close(more[i], whole[0, n:], f"row {i}", 1e-10)
         one, _ = attention(x[i : i + 1, 7:], select_rows(state, [i]))
         assert_close(one[0], whole[0, n:], f"row {i} selected", 1e-10)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 9])
+def test_an_open_cache_reads_one_token_like_a_call(window):
+    """Rows of different age; one of them pauses; the ring turns and the room grows."""
+    attention, x = layer(window), torch.randn(3, 20, 8, dtype=torch.float64)
+    with torch.no_grad():
+        _, state = attention(x[:, :6], None, torch.tensor([6, 2, 0]))
+        cache = state.opened(3)
+        for t in range(6, 20):
+            reads = torch.tensor([1, t % 2, 1])
+            cache = cache.opened(2) if t in (9, 11, 13, 15, 17, 19) else cache
+            before, (y, cache) = cache.k.data_ptr(), attention(x[:, t : t + 1], cache, reads)
+            expected, state = attention(x[:, t : t + 1], state, reads)
+            assert cache.k.data_ptr() == before
+            assert_close(y[reads > 0], expected[reads > 0], f"token {t}", 1e-10)
+            assert_trees_close(cache.closed(), state, f"cache after token {t}")
+    with pytest.raises(ValueError, match="one per call"):
+        attention(x, cache)
 
 
 def test_positions_survive_half_precision():

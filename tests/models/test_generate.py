@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nestling.testing import assert_close
 from tests.models.tiny import read, same_memory, text, tiny
 
 FAST = {"periods": (4, 8, math.inf), "inner_lr": 0.05}
@@ -38,6 +39,34 @@ def test_the_state_has_read_everything_and_learned_what_was_asked():
     nothing = model.generate(prompt, 8, temperature=0.0, learn_prompt=False)
     nothing.all()
     assert nothing.state.writes.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("learn_output", [False, True])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9}, {"eos": 3}], ids=str)
+def test_it_samples_what_calls_of_the_model_would(model, options, learn_output):
+    prompt, eos = text(3, 9), options.get("eos")
+    options = {**options, "learn_output": learn_output}
+    generation = model.generate(prompt, 14, generator=torch.Generator().manual_seed(7), **options)
+    made = generation.all()
+    logits, state = read(model, prompt)
+    generator, reads, words = torch.Generator().manual_seed(7), torch.ones(3, 1, dtype=torch.bool), []
+    sampler = model.generate(prompt, 0, generator=generator, **options)
+    while len(words) < 14 and bool(reads.any()):
+        token = sampler.sample(logits[:, -1])[:, None]
+        words.append(torch.where(reads, token, torch.tensor(-1 if eos is None else eos)))
+        logits, state = read(model, words[-1], state=state, learn=learn_output, mask=reads)
+        reads = reads & (words[-1] != eos)
+    assert torch.equal(made, torch.cat(words, 1))
+    same_memory(generation.state, state)
+    more = text(3, 9, seed=5)
+    assert_close(read(model, more, state=generation.state)[0], read(model, more, state=state)[0], "what follows", 1e-9)
+
+
+def test_the_state_can_be_asked_for_on_the_way(model):
+    prompt = text(2, 9)
+    generation = model.generate(prompt, 6, temperature=0.0)
+    for n, _ in enumerate(generation, start=1):
+        assert generation.state.tokens.tolist() == [9 + n] * 2
 
 
 def test_sampling_is_repeatable_and_filtered(model):

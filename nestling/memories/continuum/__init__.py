@@ -1,7 +1,7 @@
 """Continuum Memory System: MLP blocks that are written on their own periods, per sequence, by the task loss."""
 
 from .calibrate import calibrate
-from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe
+from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe, once
 from .level import ContinuumLevel, LevelState, Observation
 from .linear import FastLinear, Reading, checkpointed, reading
 from .matrix import FastMatrix
@@ -42,5 +42,6 @@ __all__ = [
     "initial_state",
     "learn",
     "observe",
+    "once",
     "reading",
 ]

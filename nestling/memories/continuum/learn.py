@@ -10,6 +10,7 @@ state = absorb(levels, state, seen, tokens)               # accumulate; write th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,17 @@ def current(
             if level.rule.learned and not exact and torch.is_grad_enabled():
                 growth[level.maps[name]] = (level.inner_log_rate - level.inner_log_rate.detach()).exp()
     return Reading(deltas, growth, {} if record else None)
+
+
+def once(now: Reading) -> Reading:
+    """The same reading for many single tokens: W + D is formed now where it is less work per token than W and D."""
+    merged: dict[nn.Module, Tensor] = {}
+    for m, delta in now.deltas.items():
+        parts = [part for part in (delta.dense, delta.left, delta.right) if part is not None]
+        weight: Tensor = m.weight  # type: ignore[assignment]
+        if parts and len(parts[0]) * weight.numel() <= weight.numel() + sum(part.numel() for part in parts):
+            merged[m] = weight.detach() + delta.to_dense().detach()
+    return replace(now, merged=merged)
 
 
 def observe(

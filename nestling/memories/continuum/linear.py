@@ -36,6 +36,7 @@ class Trace:
 class Reading:
     """Fast weights in force, and the tape (None = nothing is recorded).
 
+    `merged` holds W + D (B, O, I) where that was formed beforehand (`once`).
     `growth` holds for a learned rate r the factor r / stop_gradient(r) = 1: it lets the first-order outer gradient
     see dL/d log r = <dL/dD, D>, the slope along the way the weights have gone.
     """
@@ -43,6 +44,7 @@ class Reading:
     deltas: dict[nn.Module, FastMatrix]
     growth: dict[nn.Module, Tensor] = field(default_factory=dict)
     tape: dict[nn.Module, list[Trace]] | None = None
+    merged: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
 _ACTIVE: ContextVar[Reading | None] = ContextVar("nestling_reading", default=None)
@@ -97,6 +99,9 @@ class FastLinear(nn.Linear):
         return z
 
     def _read(self, x: Tensor, now: Reading) -> Tensor:
+        if self in now.merged:
+            y = x.reshape(x.shape[0], -1, x.shape[-1]) @ now.merged[self].transpose(1, 2).to(x.dtype)
+            return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
         delta = now.deltas.get(self)
         if delta is None or delta.empty:
             return F.linear(x, self.weight, self.bias)
