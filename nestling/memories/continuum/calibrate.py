@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .learn import as_rows
 from .level import ContinuumLevel
 from .linear import Reading
 
@@ -29,14 +28,14 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         for m in level.maps.values()
         for trace in (now.tape or {}).get(m, ())
     ]
-    grads = torch.autograd.grad(loss, [trace.z for _, _, trace in uses])
+    grads = torch.autograd.grad(loss, [trace.wanted for _, _, trace in uses])
     with torch.no_grad():
         squares, sizes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for (level, m, trace), error in zip(uses, grads, strict=True):
-            x, delta = as_rows(trace.x, m.weight), as_rows(error, m.weight) / tokens
-            squares += (delta.transpose(1, 2) @ x).square().sum((1, 2)).mean().cpu()
+        for (level, m, trace), grad in zip(uses, grads, strict=True):
+            keys = trace.x.to(m.weight.dtype)
+            squares += (trace.gradient(grad, keys).norm() / tokens).square().mean().cpu()
             sizes += m.weight.square().sum().cpu()
-            flat = x.flatten(0, 1)
+            flat = keys.flatten(0, 1)
             m.remember(flat.T @ flat / len(flat), kappa=level.rule.kappa, keep=keep)
         unit = (sizes / squares.clamp_min(1e-30)).sqrt()
         for level in levels.values():

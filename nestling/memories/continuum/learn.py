@@ -3,7 +3,7 @@
 levels = continuum_levels(model)
 with reading(current(levels, state, record=True)) as now:
     loss = ...                                            # forward, with the fast weights of each sequence
-seen, _ = observe(levels, now, loss, targets=...)         # ordinary backprop of the task loss, at the maps' outputs
+seen, _ = observe(levels, now, loss, targets=...)         # ordinary backprop of the task loss, row by row
 state = absorb(levels, state, seen, tokens)               # accumulate; write the levels whose period is full
 """
 
@@ -81,21 +81,20 @@ def observe(
     """
     tape = now.tape or {}
     uses = [(m, trace) for m, traces in tape.items() for trace in traces]
-    grads = torch.autograd.grad(
-        loss, [t.z for _, t in uses] + list(also), retain_graph=retain or exact, create_graph=exact, allow_unused=True
-    )
-    errors: dict[nn.Module, list[tuple[Trace, Tensor]]] = {}
+    wanted = [trace.wanted for _, trace in uses] + list(also)
+    grads = torch.autograd.grad(loss, wanted, retain_graph=retain or exact, create_graph=exact, allow_unused=True)
+    found: dict[nn.Module, list[tuple[Trace, Tensor]]] = {}
     for (m, trace), grad in zip(uses, grads[: len(uses)], strict=True):
         if grad is not None:
-            errors.setdefault(m, []).append((trace, grad))
+            found.setdefault(m, []).append((trace, grad))
     with torch.autocast(loss.device.type, enabled=False):
-        seen = {path: _observation(level, errors, targets, valid, exact) for path, level in levels.items()}
+        seen = {path: _observation(level, found, targets, valid, exact) for path, level in levels.items()}
     return seen, list(grads[len(uses) :])
 
 
 def _observation(
     level: ContinuumLevel,
-    errors: dict[nn.Module, list[tuple[Trace, Tensor]]],
+    grads: dict[nn.Module, list[tuple[Trace, Tensor]]],
     targets: Tensor,
     valid: Tensor | None,
     exact: bool,
@@ -104,10 +103,10 @@ def _observation(
     keys: dict[str, FastMatrix] = {}
     seen: dict[str, Tensor] = {}
     for name, m in level.maps.items():
-        for trace, error in errors.get(m, ()) if not level.rule.static else ():
-            x, delta = as_rows(trace.x, m.weight), as_rows(error, m.weight)
-            x, delta = (x, delta) if exact else (x.detach(), delta.detach())
-            gradient[name] = gradient.get(name, FastMatrix()).plus_outer(delta, x)
+        for trace, grad in grads.get(m, ()) if not level.rule.static else ():
+            x = trace.x.to(m.weight.dtype)
+            x, grad = (x, grad) if exact else (x.detach(), grad.detach())
+            gradient[name] = gradient.get(name, FastMatrix()).plus(trace.gradient(grad, x))
             if valid is not None and valid.shape[1] == x.shape[1]:
                 x = x * valid.unsqueeze(-1)
             if level.rule.erase:
@@ -116,11 +115,6 @@ def _observation(
             if level.rule.online:
                 seen[name] = seen.get(name, 0) + x.transpose(1, 2) @ x
     return Observation(gradient, keys, seen, targets)
-
-
-def as_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """(B, ..., I) -> (B, T, I) in the precision of the weights."""
-    return x.reshape(x.shape[0], -1, x.shape[-1]).to(weight.dtype)
 
 
 def absorb(

@@ -26,10 +26,19 @@ _MERGE_FROM = 16  # tokens from which W + D is formed once instead of applying W
 
 @dataclass(frozen=True)
 class Trace:
-    """One use of a FastLinear: its input x (B, T, I) and output z (B, T, O)."""
+    """One use of a FastLinear: its input x (B, T, I), and the tensor by which the loss is to be differentiated.
+
+    `wanted` is the weights in force (B, O, I), or, for a text so short that factors are much smaller than a matrix,
+    the output (B, T, O), whose gradient is the left factor of the weights' gradient.
+    """
 
     x: Tensor
-    z: Tensor
+    wanted: Tensor
+    factored: bool
+
+    def gradient(self, grad: Tensor, keys: Tensor) -> FastMatrix:
+        """The gradient of the weights, from the gradient of `wanted`; `keys` is x in their precision."""
+        return FastMatrix(left=grad.to(keys.dtype), right=keys) if self.factored else FastMatrix(dense=grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,30 +100,37 @@ class FastLinear(nn.Linear):
         now = _ACTIVE.get()
         if now is None:
             return F.linear(x, self.weight, self.bias)
-        z = self._read(x, now)
-        if now.tape is not None:
-            if not z.requires_grad:
-                z.requires_grad_()
-            now.tape.setdefault(self, []).append(Trace(x, z))
-        return z
-
-    def _read(self, x: Tensor, now: Reading) -> Tensor:
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
         if self in now.merged:
-            y = x.reshape(x.shape[0], -1, x.shape[-1]) @ now.merged[self].transpose(1, 2).to(x.dtype)
-            return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+            z = rows @ now.merged[self].mT.to(x.dtype)
+        else:
+            z = self._read(rows, self._delta(now, len(rows)), now.tape)
+        z = z if self.bias is None else z + self.bias
+        return z.view(*x.shape[:-1], -1)
+
+    def _delta(self, now: Reading, rows: int) -> FastMatrix | None:
+        """What each sequence adds to the weight; None = nothing yet."""
         delta = now.deltas.get(self)
         if delta is None or delta.empty:
-            return F.linear(x, self.weight, self.bias)
-        if self in now.growth:
-            delta = delta.times(now.growth[self].expand(x.shape[0]))
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        if delta.left is None and rows.shape[1] >= _MERGE_FROM and not torch.is_autocast_enabled(x.device.type):
-            weight = (self.weight + delta.to_dense()).to(x.dtype)
-            y = rows @ weight.transpose(1, 2)
+            return None
+        return delta.times(now.growth[self].expand(rows)) if self in now.growth else delta
+
+    def _read(self, x: Tensor, delta: FastMatrix | None, tape: dict[nn.Module, list[Trace]] | None) -> Tensor:
+        """(W + D) x for x (B, T, I), without the bias."""
+        tokens = x.shape[1]
+        as_matrix = tape is not None and 2 * tokens * sum(self.weight.shape) >= self.weight.numel()
+        if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
+            weight = self.weight.expand(len(x), -1, -1) if delta is None else self.weight + delta.to_dense()
+            if as_matrix:
+                wanted = weight = _differentiable(weight)
+            z = _multiply(x, weight)
         else:
-            y = F.linear(rows, self.weight) + delta.apply(rows)
-        y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+            z = F.linear(x, self.weight) if delta is None else F.linear(x, self.weight) + delta.apply(x)
+            if tape is not None:
+                wanted = z = _differentiable(z)
+        if tape is not None:
+            tape.setdefault(self, []).append(Trace(x, wanted, not as_matrix))
+        return z
 
     def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
         """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) stays of before."""
@@ -126,3 +142,32 @@ class FastLinear(nn.Linear):
             self.inner_keys.lerp_(scaled, 1.0 if fresh else 1.0 - keep)
             eye = torch.eye(self.in_features, dtype=scaled.dtype, device=scaled.device)
             self.inner_metric.copy_(torch.linalg.inv(eye + kappa * self.inner_keys))
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.requires_grad_()
+
+
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, T, I) times the weights (B, O, I) of each row, in the precision of the arithmetic around."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return _RowProduct.apply(x.to(dtype), weight.to(dtype))
+
+
+class _RowProduct(torch.autograd.Function):
+    """x W^T for every row. The gradient of the weights is one product per row, and lies in memory as they do: a level
+    learns from it as it is, and its sum over the rows is the gradient of the slow weight they share."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.mT
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        return (
+            grad @ weight if ctx.needs_input_grad[0] else None,
+            grad.mT @ x if ctx.needs_input_grad[1] else None,
+        )
