@@ -75,7 +75,7 @@ def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     `torch.utils.checkpoint` alone would compute again with the slow weights, because the reading is over by then.
     """
     now = _ACTIVE.get()
-    again = None if now is None else replace(now, tape=None)
+    again = None if now is None else replace(now, tape=None if now.tape is None else {})  # the same arithmetic
     contexts = lambda: (nullcontext(), nullcontext() if again is None else reading(again))  # noqa: E731
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
