@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from nestling.core.state import detach, flatten, nbytes, replace, select_rows, stack_rows, tensors, unflatten
 from nestling.memories.self_modifying import SelfModifyingTitans
-from nestling.ops.self_modifying import Rule
+from nestling.ops import dispatch
+from nestling.ops.self_modifying import Rule, reference
 
 VARIANTS = {
     "default": {},
@@ -46,6 +48,36 @@ def test_any_split_into_calls_equals_the_whole(variant, cuts):
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-10, atol=1e-12)
     assert_states_equal(state, want)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_single_tokens_equal_the_loop_for_rows_of_mixed_phase(variant, monkeypatch):
+    """Ten steps of chunks of four, rows one to three tokens apart, some of them pausing, against the reference."""
+    memory = layer(variant)
+    state = stack_rows([memory(sequence(1, age))[1] for age in (0, 1, 2, 7)], [1] * 4)
+    x = sequence(4, 10)
+    for t in range(10):
+        one, lengths = x[:, t : t + 1], None if t % 3 else torch.tensor([1, 0, 1, 1])
+        monkeypatch.setattr(dispatch, "self_modifying", reference.self_modifying)
+        want = memory(one, state, lengths)
+        monkeypatch.undo()
+        y, state = memory(one, state, lengths)
+        torch.testing.assert_close(y, want[0], rtol=1e-10, atol=1e-12)
+        assert_states_equal(state, want[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_single_token_needs_no_value_on_the_host(variant):
+    """Tensors without values: whatever asked for one, or for a shape that depends on one, would raise."""
+    with FakeTensorMode():
+        memory = SelfModifyingTitans(16, 2, chunk_size=4, **VARIANTS[variant])
+        state = stack_rows([memory(torch.randn(1, age, 16))[1] for age in (3, 5)], [1, 1])
+        for lengths in (None, torch.tensor([1, 0])):
+            y, after = memory(torch.randn(2, 1, 16), state, lengths)
+            assert y.shape == (2, 1, 16)
+            assert [t.shape for t in tensors(after)] == [t.shape for t in tensors(state)]
+        with pytest.raises(DataDependentOutputException):  # several tokens do ask for the phases of the rows
+            memory(torch.randn(2, 2, 16), state)
 
 
 def test_gradients_flow_through_the_carried_state():

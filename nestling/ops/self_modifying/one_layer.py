@@ -18,6 +18,7 @@ from nestling.ops.self_modifying.writes import (
     leave,
     pick,
     read,
+    read_initial,
     read_last,
     read_written,
     solve,
@@ -30,7 +31,7 @@ class OneLayer:
     """All memories of a head are one group, (B, H, F, M, V)."""
 
     def __init__(self, weight: Tensor, features: Tensor | None, gates: tuple[Tensor, ...], rule: Rule) -> None:
-        self.initial, self.features, self.rule = weight.transpose(1, 2), features, rule
+        self.initial, self.features, self.rule = weight.transpose(1, 2).contiguous(), features, rule
         self.parameters: Given = (weight, features, *gates)
         self.gates = Gates(gates, rule.eta_max)
 
@@ -59,14 +60,14 @@ class OneLayer:
         rule = self.rule
         rest = rule.decay_to == "initial"
         S = self.initial + anchor if rest else anchor
-        generators, _ = S.split([S.shape[-2] - 1, 1], -2)
-        made = read(phi_z, generators).unbind(-2)  # (B, H, C, V) each
+        generators = S.shape[-2] - 1
+        made = read(phi_z, S, generators).unbind(-2)  # (B, H, C, V) each
         eta, g = self.gates(made[2], made[3], alive)
         k, v = self.phi(unit(made[0])), unit(made[1])
-        u = targets(read(self.phi(v), S if rule.self_values else generators), v, rule)
+        u = targets(read(self.phi(v), S, None if rule.self_values else generators), v, rule)
         if rule.objective == "l2":
             u = u - read(k, S)
-        at_rest = read(k, self.initial) if rest else None
+        at_rest = read_initial(k, self.initial) if rest else None
         return solve(k, u, at_rest, read(k, running), eta, g, rule.erase), list(made)
 
     def made(self, weight: Tensor, features: Tensor | None, *gates: Tensor) -> OneLayer:

@@ -15,6 +15,7 @@ from nestling.ops.self_modifying.writes import (
     enter,
     leave,
     read,
+    read_initial,
     read_last,
     solve,
     targets,
@@ -26,7 +27,7 @@ class TwoLayer:
     """The first matrices of a head share the key and are one group; each second matrix has its own key."""
 
     def __init__(self, weights: tuple[Tensor, ...], gates: tuple[Tensor, ...], rule: Rule) -> None:
-        self.first = weights[0].transpose(1, 2)  # (H, K, M, F)
+        self.first = weights[0].transpose(1, 2).contiguous()  # (H, K, M, F)
         self.second = weights[1].flatten(0, 1).unsqueeze(2)  # (H*M, F, 1, V)
         self.memories, self.rule = weights[0].shape[1], rule
         self.parameters: Given = (*weights, *gates)
@@ -70,12 +71,12 @@ class TwoLayer:
         u = u.transpose(2, 3)
         h, s = functional.silu(a), a.sigmoid()
         back = (u @ S2.mT) * (s * (1 + a * (1 - s)))  # (B, H, M, C, F)
-        at_rest = read(k, self.first) if rest else None
+        at_rest = read_initial(k, self.first) if rest else None
         first = solve(k, back.transpose(2, 3), at_rest, read(k, running[0]), eta, g, rule.erase)
         h, u, eta2 = h.flatten(1, 2), u.flatten(1, 2).unsqueeze(3), eta.flatten(1, 2).unsqueeze(2)
         if rule.erase_hidden:
             eta2 = eta2 / (1 + eta2 * h.square().sum(-1)[:, :, None])
-        at_rest = read(h, self.second) if rest else None
+        at_rest = read_initial(h, self.second) if rest else None
         erase = rule.erase if rule.erase_hidden else "none"
         second = solve(h, u, at_rest, read(h, running[1]), eta2, g.flatten(1, 2).unsqueeze(2), erase)
         y = self._read(unit(made[:, :, 4]) if q is None else q, anchor, running, first, second)

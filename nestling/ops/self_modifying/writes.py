@@ -75,13 +75,22 @@ def commit(E: Tensor, written: Writes) -> Tensor:
     k, p, g = written
     end = g[..., -1:]
     p = (end - g).exp()[..., None] * p  # (B, G, M, C, V)
-    grown = (k.mT @ p.transpose(2, 3).flatten(-2)).unflatten(-1, E.shape[-2:])
-    return end.exp().unsqueeze(2) * E + grown
+    kept = (end.exp().unsqueeze(2) * E).flatten(0, 1).flatten(2)  # (B*G, F, M*V)
+    grown = torch.baddbmm(kept, k.flatten(0, 1).mT, p.transpose(2, 3).flatten(0, 1).flatten(2))
+    return grown.view(E.shape)
 
 
-def read(f: Tensor, S: Tensor) -> Tensor:
-    """f (B, G, C, F) through the matrices S (B, G, F, M, V) → (B, G, C, M, V)."""
-    return (f @ S.flatten(-2)).unflatten(-1, S.shape[-2:])
+def read(f: Tensor, S: Tensor, memories: int | None = None) -> Tensor:
+    """f (B, G, C, F) through the first so many matrices S (B, G, F, M, V) → (B, G, C, M, V)."""
+    M, V = S.shape[-2:]
+    used = M if memories is None else memories
+    return (f @ S.flatten(-2)[..., : used * V]).unflatten(-1, (used, V))
+
+
+def read_initial(f: Tensor, W: Tensor) -> Tensor:
+    """The same through matrices W (G, F, M, V) that all rows share."""
+    rows = f.transpose(0, 1).flatten(1, 2) @ W.flatten(-2)  # (G, B*C, M*V)
+    return rows.unflatten(1, (len(f), -1)).transpose(0, 1).unflatten(-1, W.shape[-2:])
 
 
 def read_last(q: Tensor, initial: Tensor, anchor: Tensor, running: Tensor, written: Writes, rule: Rule) -> Tensor:
@@ -103,6 +112,7 @@ def enter(initial: Tensor, rows: int, deviation: Tensor | None, rule: Rule) -> T
     """The part of a matrix that decays, of its deviation from the initial state."""
     if deviation is None:
         deviation = initial.new_zeros(rows, *initial.shape)
+    deviation = deviation.contiguous()  # also when it comes back as the view that `leave` handed out: no copy then
     return deviation if rule.decay_to == "initial" else initial + deviation
 
 
