@@ -23,7 +23,7 @@ MODELS = {
     "hope, factored": ("hope", {**FAST, "periods": (2, 4), "hidden": 40, "dim": 16}),
 }
 AGES = (1, 7, 13, 4)
-CONSTANT = [name for name in MODELS if "window" in name]
+CONSTANT = [name for name in MODELS if name.startswith("hope,") or name == "hope" or "window" in name]
 
 
 @pytest.fixture(params=MODELS)
