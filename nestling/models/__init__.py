@@ -5,6 +5,7 @@ from .decoder import Decoder
 from .generate import Generation
 from .hope import Hope
 from .hope_attention import HopeAttention
+from .learning_decoder import LearningDecoder
 from .lm import LanguageModel, Output
 from .presets import MODELS, NAMES, PRESETS, build, config_of, count, from_config, matched
 from .state import Segment, State
@@ -20,6 +21,7 @@ __all__ = [
     "Hope",
     "HopeAttention",
     "LanguageModel",
+    "LearningDecoder",
     "ModelConfig",
     "Output",
     "Segment",

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..memories.continuum import continuum_levels
 from .decoder import Decoder
+from .learning_decoder import LearningDecoder
 
 if TYPE_CHECKING:
     from .lm import LanguageModel
@@ -55,7 +57,7 @@ class Generation:
             raise ValueError(f"max_new_tokens={max_new_tokens} must be >= 0")
         self.model, self.tokens, self.count = model, tokens, max_new_tokens
         self._state = state
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | LearningDecoder | None = None
         self.temperature, self.top_k, self.top_p, self.eos, self.generator = temperature, top_k, top_p, eos, generator
         self.learn_prompt, self.learn_output = learn_prompt, learn_output
         self._steps = self._run()
@@ -76,30 +78,21 @@ class Generation:
     def _run(self) -> Iterator[Tensor]:
         with torch.no_grad():
             out = self.model(self.tokens, self._state, learn=self.learn_prompt)
-        self._state, logits = out.state, out.logits[:, -1]
-        if not self.learn_output:
-            self._decoder = Decoder(self.model, out.state, room=min(self.count, _ROOM))
+        learns = self.learn_output and bool(continuum_levels(self.model))
+        kind = LearningDecoder if learns else Decoder
+        self._decoder = kind(self.model, out.state, room=min(self.count, _ROOM))
+        logits = out.logits[:, -1]
         active = None if self.eos is None else torch.ones_like(self.tokens[:, 0], dtype=torch.bool)
         for _ in range(self.count):
             token = self.sample(logits)
             if active is not None and self.eos is not None:
                 token = token.masked_fill(~active, self.eos)
-            logits = self._read(token, active)
+            logits = self._decoder.step(token, active)
             yield token
             if active is not None:
                 active = active & (token != self.eos)
                 if not bool(active.any()):
                     return
-
-    def _read(self, token: Tensor, active: Tensor | None) -> Tensor:
-        """Read tokens (B,) in the rows that are active; the logits (B, V) of the next."""
-        if self._decoder is not None:
-            return self._decoder.step(token, active)
-        with torch.no_grad():
-            mask = None if active is None else active.unsqueeze(1)
-            out = self.model(token.unsqueeze(1), self._state, learn=True, mask=mask)
-        self._state = out.state
-        return out.logits[:, -1]
 
     def sample(self, logits: Tensor) -> Tensor:
         """One token (B,) from logits (B, V)."""

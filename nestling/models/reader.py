@@ -28,8 +28,8 @@ from ..memories.continuum import (
     initial_state,
     observe,
     reading,
+    tokens_to_write,
 )
-from ..memories.continuum.learn import tokens_to_write
 from .state import Carried, Segment
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nestling.core.state import flatten, map_tensors, nbytes, tensors, unflatten
-from nestling.models import Decoder, State
+from nestling.models import Decoder, LearningDecoder, State
 from nestling.models.decoder import decode, put
 from nestling.testing import assert_close, assert_trees_close
 from tests.models.tiny import read, same_memory, text, tiny, written
@@ -106,6 +106,37 @@ def test_empty_contexts_are_decoded_too(model):
     same_memory(decoder.state, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("hope")])
+def test_what_is_decoded_can_be_learned_from(name):
+    """Over many writes in rows of different phase, one of which stops; asked for the state on the way, or not."""
+    model = made(name)
+    state, tokens = prefilled(model), text(4, 21, seed=2)
+    stops = torch.tensor([21, 21, 6, 21])
+    decoder, asked = LearningDecoder(model, state, room=3), LearningDecoder(model, state, room=3)
+    for t in range(21):
+        reads = t < stops
+        logits, state = read(model, tokens[:, t : t + 1], state=state, mask=reads[:, None])
+        ours, theirs = decoder.step(tokens[:, t], reads), asked.step(tokens[:, t], reads)
+        assert_close(ours[reads], logits[reads, 0], f"logits of token {t}", 1e-9)
+        assert_close(theirs[reads], logits[reads, 0], f"logits of token {t}", 1e-9)
+        if t % 3 == 0:
+            same_memory(asked.state, state)
+    more = text(4, 9, seed=3)
+    for final in (decoder.state, asked.state):
+        same_memory(final, state)
+        assert_close(read(model, more, state=final)[0], read(model, more, state=state)[0], "what follows", 1e-9)
+
+
+def test_a_sealed_segment_closes_before_it_is_decoded_on():
+    model = made("hope")
+    _, state = read(model, text(2, 2, seed=2), state=prefilled(model, (6, 7)), learn=False)
+    decoder, tokens = LearningDecoder(model, state, room=9), text(2, 9, seed=3)
+    for t in range(9):
+        logits, state = read(model, tokens[:, t : t + 1], state=state)
+        assert_close(decoder.step(tokens[:, t]), logits[:, 0], f"logits of token {t}", 1e-9)
+    same_memory(decoder.state, state)
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
 def test_it_decodes_in_every_grad_mode(model, mode):
     start = prefilled(model)
@@ -167,6 +198,12 @@ def test_a_captured_graph_decodes_the_same(model):
         ours, theirs = captured.step(tokens[:, t], active), eager.step(tokens[:, t], active)
         assert_close(ours[active], theirs[active], f"logits of token {t}", 1e-9)
     assert_trees_close(captured.state.tree, eager.state.tree, "state", 1e-9)
+
+
+def test_a_model_that_never_writes_has_nothing_to_learn():
+    model = made("transformer")
+    with pytest.raises(ValueError, match="use Decoder"):
+        LearningDecoder(model, prefilled(model), room=2)
 
 
 def test_a_graph_without_a_gpu_is_one_line(model):

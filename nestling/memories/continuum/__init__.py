@@ -1,7 +1,18 @@
 """Continuum Memory System: MLP blocks that are written on their own periods, per sequence, by the task loss."""
 
 from .calibrate import calibrate
-from .learn import FastState, absorb, continuum_levels, current, fast_weights, initial_state, learn, observe, once
+from .learn import (
+    FastState,
+    absorb,
+    continuum_levels,
+    current,
+    fast_weights,
+    initial_state,
+    learn,
+    observe,
+    once,
+    tokens_to_write,
+)
 from .level import ContinuumLevel, LevelState, Observation
 from .linear import FastLinear, Reading, checkpointed, reading
 from .matrix import FastMatrix
@@ -44,4 +55,5 @@ __all__ = [
     "observe",
     "once",
     "reading",
+    "tokens_to_write",
 ]
