@@ -9,11 +9,15 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "COLUMNS": "160",
+    "TRITON_DEFAULT_FP_FUSION": "1",  # what it is; triton 3.9 warns until it is said
 }
 
 import numpy
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels run on the CPU, slowly
 
 EMPTY, EMPTY_LIKE, NEW_EMPTY = torch.empty, torch.empty_like, torch.Tensor.new_empty
 

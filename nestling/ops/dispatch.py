@@ -20,8 +20,8 @@ from torch import Tensor
 Form = Literal["auto", "reference", "chunk", "triton", "fla"]
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("reference", "chunk"),
-    "delta_rule": ("reference", "chunk"),
-    "gated_delta_rule": ("reference", "chunk", "fla"),
+    "delta_rule": ("reference", "chunk", "triton"),
+    "gated_delta_rule": ("reference", "chunk", "triton", "fla"),
     "titans": ("reference", "chunk"),
     "self_modifying": ("reference", "chunk"),
     "cms_update": ("reference", "chunk"),
@@ -184,4 +184,6 @@ def _exact(
     widths = (k.shape[-1], v.shape[-1])
     chosen = choose(op, v.shape[1], form, v.device, dtype=v.dtype, widths=widths, chunk_size=chunk_size).form
     options = {} if chosen == "reference" else {"chunk_size": chunk_size}
+    if (op, chosen) == ("delta_rule", "triton"):  # the gated rule that keeps everything
+        op, tensors = "gated_delta_rule", (*tensors, torch.zeros_like(v[..., 0]))
     return _function(op, chosen)(*tensors, initial_state=state, **options)
