@@ -17,13 +17,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nestling.ops import self_modifying as _self_modifying
+
 Form = Literal["auto", "reference", "chunk", "triton", "fla"]
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("reference", "chunk"),
     "delta_rule": ("reference", "chunk", "triton"),
     "gated_delta_rule": ("reference", "chunk", "triton", "fla"),
     "titans": ("reference", "chunk"),
-    "self_modifying": ("reference", "chunk"),
+    "self_modifying": ("reference", "chunk", "triton"),
     "cms_update": ("reference", "chunk"),
 }
 EXACT = ("linear_attention", "delta_rule", "gated_delta_rule")  # chunk_size changes their speed and not their numbers
@@ -47,10 +49,12 @@ def choose(
     dtype: torch.dtype = torch.float32,
     widths: Sequence[int] = (64,),
     chunk_size: int = 64,
+    obstacle: str | None = None,
 ) -> Choice:
     """Which form a call of this many tokens runs, and why: what `auto` means on this machine for these shapes.
 
-    dtype and device are those of the values, widths the feature widths of the memory (keys, values, hidden).
+    dtype and device are those of the values, widths the feature widths of the memory (keys, values, hidden); obstacle
+    is what the op itself says against its kernel in this call.
     Raises ValueError for a form that the op lacks, or that cannot run here.
     """
     if form != "auto" and form not in FORMS[op]:
@@ -59,7 +63,7 @@ def choose(
     if form in ("reference", "chunk"):
         return Choice(form, "named by the caller")
     if form != "auto":
-        obstacle = _obstacle(form, device, dtype, widths, chunk_size)
+        obstacle = obstacle or _obstacle(form, device, dtype, widths, chunk_size)
         if obstacle:
             raise ValueError(f"form is {form!r}, but {obstacle}; use 'auto' or 'chunk'")
         return Choice(form, "named by the caller")
@@ -69,7 +73,7 @@ def choose(
         return Choice("chunk", "the op has no kernel")
     if device.type != "cuda":
         return Choice("chunk", f"the tensors are on {device.type}")
-    obstacle = _obstacle("triton", device, dtype, widths, chunk_size)
+    obstacle = obstacle or _obstacle("triton", device, dtype, widths, chunk_size)
     return Choice("chunk", obstacle) if obstacle else Choice("triton", "CUDA tensors of a shape that the kernel takes")
 
 
@@ -161,7 +165,17 @@ def self_modifying(
     z: Tensor, q: Tensor | None, *arguments: Any, form: Form = "auto", **options: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Memories that generate what they are written with; arguments and results: self_modifying.chunk."""
-    chosen = choose("self_modifying", z.shape[1], form, z.device)
+    weights, rule, chunk_size = arguments[0], options["rule"], options["chunk_size"]
+    chosen = choose(
+        "self_modifying",
+        z.shape[1],
+        form,
+        z.device,
+        dtype=z.dtype,
+        widths=weights[0].shape[2:],
+        chunk_size=chunk_size,
+        obstacle=_self_modifying.kernel_obstacle(rule, len(weights), q is not None, chunk_size),
+    )
     return _function("self_modifying", chosen.form)(z, q, *arguments, **options)
 
 

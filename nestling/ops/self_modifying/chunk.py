@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nestling.ops.alignment import Alignment, align
-from nestling.ops.self_modifying.one_layer import OneLayer
+from nestling.ops.self_modifying.one_layer import OneLayer, Writer
 from nestling.ops.self_modifying.rule import Rule
 from nestling.ops.self_modifying.two_layer import TwoLayer
 from nestling.ops.self_modifying.writes import Matrices, pick
@@ -31,6 +31,7 @@ def self_modifying(
     state: tuple[Tensor, ...] | None = None,
     count: Tensor | None = None,
     lengths: Tensor | None = None,
+    writer: Writer | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Let M memories per head generate their keys, values and gates, write themselves, and be read.
 
@@ -44,12 +45,17 @@ def self_modifying(
                  then the same after the last token; None = zeros
     count        (B,)  tokens of the chunk that is open, below chunk_size; None = 0
     lengths      (B,)  real tokens per row; the rest is padding
+    writer       computes the writes of whole chunks under the default rule (triton.py); None = torch
     Returns y (B, T, H, K) and the new state. One token is a computation of fixed shape without synchronisation.
     Source: (83)-(93); docs/equations.md. Raises ValueError for shapes that do not fit.
     """
     _check(z, q, weights, rates, chunk_size, features)
     gates = gate_weight, gate_bias, rates
-    memories = TwoLayer(weights, gates, rule) if len(weights) == 2 else OneLayer(weights[0], features, gates, rule)
+    memories: TwoLayer | OneLayer
+    if len(weights) == 2:
+        memories = TwoLayer(weights, gates, rule)
+    else:
+        memories = OneLayer(weights[0], features, gates, rule, writer)
     rows, tokens = z.shape[:2]
     anchor = memories.enter(rows, None if state is None else state[: len(weights)])
     running = anchor if state is None else memories.enter(rows, state[len(weights) :])

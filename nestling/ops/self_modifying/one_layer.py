@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestling.ops.self_modifying.fused import write_chunks
+from nestling.ops.self_modifying.fused import Results, write_chunks
 from nestling.ops.self_modifying.replay import Given, learns, scan
 from nestling.ops.self_modifying.rule import Rule
 from nestling.ops.self_modifying.writes import (
@@ -26,12 +28,22 @@ from nestling.ops.self_modifying.writes import (
     unit,
 )
 
+Writer = Callable[..., Results]  # as fused.write_chunks
+
 
 class OneLayer:
     """All memories of a head are one group, (B, H, F, M, V)."""
 
-    def __init__(self, weight: Tensor, features: Tensor | None, gates: tuple[Tensor, ...], rule: Rule) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        features: Tensor | None,
+        gates: tuple[Tensor, ...],
+        rule: Rule,
+        writer: Writer | None = None,
+    ) -> None:
         self.initial, self.features, self.rule = weight.transpose(1, 2).contiguous(), features, rule
+        self.writer = writer
         self.parameters: Given = (weight, features, *gates)
         self.gates = Gates(gates, rule.eta_max)
 
@@ -80,9 +92,10 @@ class OneLayer:
         """Whole chunks; under the default rule through the backward pass that is written out."""
         rule, (_, features, *gates) = self.rule, self.parameters
         tensors = (self.phi(z), self.initial, features, *gates, E[0])
-        if q is None or rule != Rule(eta_max=rule.eta_max) or not learns(*tensors):
+        writer = self.writer or (write_chunks if learns(*tensors) else None)
+        if writer is None or q is None or not rule.is_default:
             return scan(self.made, z, q, E, self.parameters, full, chunk_size)
-        keys, values, g, starts, final = write_chunks(self.record, full, chunk_size, rule.eta_max, *tensors)
+        keys, values, g, starts, final = writer(self.record, full, chunk_size, rule.eta_max, *tensors)
         queries = self.phi(q)
         y = read_written(queries.unflatten(2, (-1, chunk_size)), starts, keys, values, g).flatten(2, 3)
         return y + queries @ self.initial[..., -1, :], [final]

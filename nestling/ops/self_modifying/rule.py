@@ -7,6 +7,7 @@ from typing import Literal
 
 GENERATORS = ("k", "v", "eta", "alpha")  # memories that produce the write; order of the memory axis
 READ = "memory"  # the memory that is read; always last on the memory axis
+KERNEL_CHUNKS = (16, 32, 64)  # tokens; the chunk is part of the definition, so a kernel cannot choose another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,11 @@ class Rule:
             return 1.0 if self.erase == "none" else 0.5
         return 1.0 if self.erase == "undecayed" else 2.0
 
+    @property
+    def is_default(self) -> bool:
+        """Whether whole chunks take a backward pass that is written out, in torch or in a kernel."""
+        return self == Rule(eta_max=self.eta_max)
+
 
 _ALLOWED: dict[str, tuple[str, ...]] = {
     "objective": ("dot", "l2"),
@@ -51,3 +57,12 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 def memory_names(memories: int) -> tuple[str, ...]:
     """Names along the memory axis: k, v, eta, alpha, (q,) memory."""
     return (*GENERATORS, READ) if memories == 5 else (*GENERATORS, "q", READ)
+
+
+def kernel_obstacle(rule: Rule, matrices: int, given_q: bool, chunk_size: int) -> str | None:
+    """What stands in the way of triton.py in a call with that many matrices per memory; None = nothing."""
+    if matrices != 1 or not given_q or not rule.is_default:
+        return "the kernel takes one matrix per memory, given queries and Rule(eta_max=...)"
+    if chunk_size not in KERNEL_CHUNKS:
+        return f"chunk_size is {chunk_size} and the kernel takes {KERNEL_CHUNKS}"
+    return None
