@@ -85,7 +85,7 @@ def tensors(tree: Tree) -> Iterator[Tensor]:
 
 def detach(tree: Tree) -> Tree:
     """The same values without autograd history."""
-    return map_tensors(Tensor.detach, tree)
+    return map_tensors(lambda x: x.detach() if x.requires_grad else x, tree)
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:

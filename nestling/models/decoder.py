@@ -113,17 +113,21 @@ class _Graph:
         first = next(tensors(self.mixers))
         self.tokens = torch.zeros(len(first), dtype=torch.long, device=first.device)
         self.active = torch.ones_like(self.tokens, dtype=torch.bool)
+        with torch.cuda.device(first.device):
+            self.graph, self.logits = self._captured(model, now)
+
+    def _captured(self, model: LanguageModel, now: Reading) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         inputs = (model, now, self.tokens, self.mixers, self.active)
-        side = torch.cuda.Stream(first.device)
-        side.wait_stream(torch.cuda.current_stream(first.device))
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries make their workspaces; what it writes in a cache is never read
             for _ in range(3):
                 decode(*inputs)
-        torch.cuda.current_stream(first.device).wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits, after = decode(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            logits, after = decode(*inputs)
             put(self.mixers, after)
+        return graph, logits
 
     def __call__(self, tokens: Tensor, active: Tensor | None) -> Tensor:
         self.tokens.copy_(tokens)

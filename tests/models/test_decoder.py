@@ -178,6 +178,7 @@ def test_a_step_is_a_fixed_list_of_operations(name, active):
     tokens = text(4, 9, seed=2)
     with torch.no_grad():
         graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(tokens[:, 0], *flags, *named.values())
+    assert "lift_fresh" not in graph.code  # a constant would be copied to the device at every step
     state = map_tensors(torch.Tensor.clone, decoder.mixers)
     for t in range(9):
         logits, *after = graph(tokens[:, t], *flags, *flatten(state)[0].values())
