@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from nestling.core.level import Level
 from nestling.core.state import state_class
 from nestling.memories.frame import Frame, TokenGates, memory_dtype, static_level
-from nestling.memories.open_chunk import left_open, prepend, take_new
 from nestling.ops import dispatch
 
 _DESCRIPTION = {"linear": "matrix", "mlp": "2-layer residual MLP"}
@@ -19,11 +18,12 @@ _DESCRIPTION = {"linear": "matrix", "mlp": "2-layer residual MLP"}
 
 @state_class
 class ChunkedState:
-    """One row per sequence: the memory at the last chunk border, and the inputs of the chunk that is still open."""
+    """One row per sequence; as large after one token as after a million."""
 
     tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
-    memory: list[Tensor]  # (B, H, in, out) each: deviations from the initial weights, then surprise momenta
-    pending: Tensor  # (B, n, 3D + gates) inputs of the open chunk, zeros after each row's count
+    anchor: list[Tensor]  # (B, H, in, out) each: deviations from the initial weights at the last chunk border
+    running: list[Tensor]  # the same after the last token
+    surprise: list[Tensor]  # (B, H, in, out) each: S after the last token; empty without momentum
     count: Tensor  # (B,) int64, tokens in the open chunk
 
 
@@ -76,22 +76,7 @@ class ChunkedMemory(nn.Module):
         The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
         """
         q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
-        inputs = torch.cat([*(part.flatten(2) for part in (q, k, v)), *self.gates(x).values()], -1)
-        rows, tokens = x.shape[:2]
-        count = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.count
-        total = count + (tokens if lengths is None else lengths.to(count))
-        joined = inputs if state is None else prepend(state.pending, count, inputs)
-        y, memory = self._remember(joined, None if state is None else state.memory, total)
-        y = y if state is None else take_new(y, count, tokens)
-        pending, count = left_open(joined, total, self.chunk_size)
-        return self.frame.leave(y, x), ChunkedState(tail, memory, pending, count)
-
-    def _remember(self, joined: Tensor, memory: list[Tensor] | None, total: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Inputs from a chunk border on, (B, N, 3D + gates), through the op."""
-        frame = self.frame
-        parts = joined.split([frame.dim] * 3 + [frame.heads] * len(self.gates.names), -1)
-        q, k, v = (part.unflatten(-1, (frame.heads, frame.width)) for part in parts[:3])
-        log = dict(zip(self.gates.names, parts[3:], strict=True))
+        log = self.gates(x)
         eta = log["eta"].exp() * (self.eta_max / self.chunk_size)
         if "mu" in log:
             eta = -torch.expm1(log["mu"]) * eta
@@ -102,13 +87,18 @@ class ChunkedMemory(nn.Module):
             eta,
             log.get("alpha"),
             log.get("mu"),
-            weights=tuple(w.to(memory_dtype(joined)) for w in self.initial),
-            state=None if memory is None else tuple(memory),
+            weights=tuple(w.to(memory_dtype(x)) for w in self.initial),
+            state=None if state is None else (*state.anchor, *state.running, *state.surprise),
             chunk_size=self.chunk_size,
             decay_to=self.decay_to,
-            lengths=total,
+            count=None if state is None else state.count,
+            lengths=lengths,
         )
-        return y, list(new)
+        count = torch.zeros(len(x), dtype=torch.long, device=x.device) if state is None else state.count
+        count = (count + (x.shape[1] if lengths is None else lengths.to(count))) % self.chunk_size
+        n = len(self.initial)
+        anchor, running, surprise = (list(part) for part in (new[:n], new[n : 2 * n], new[2 * n :]))
+        return self.frame.leave(y, x), ChunkedState(tail, anchor, running, surprise, count)
 
     def half_life(self) -> float | None:
         """Tokens until an unwritten memory has halved its way to where it decays, at a neutral gate."""
@@ -120,7 +110,6 @@ class ChunkedMemory(nn.Module):
         """The memory (its weights at a token are one more write than at the token before), and the projections."""
         numel = sum(w.numel() for w in self.initial)
         momentum = "mu" in self.gates.names
-        open_chunk = (self.chunk_size - 1) * (3 * self.frame.dim + len(self.gates.names) * self.frame.heads)
         memory = Level(
             name="memory",
             memory=_DESCRIPTION[self.memory],
@@ -131,6 +120,6 @@ class ChunkedMemory(nn.Module):
             parameters=numel,
             half_life=self.half_life(),
             transfer="initialisation (meta-learned)",
-            state_bytes=4 * (numel * (2 if momentum else 1) + open_chunk) + self.frame.tail_bytes() + 8,
+            state_bytes=4 * numel * (3 if momentum else 2) + self.frame.tail_bytes() + 8,
         )
         return [memory, static_level(self, numel)]

@@ -122,7 +122,7 @@ def titans_case():
 
 def test_titans_without_momentum_and_forgetting_is_the_delta_rule():
     q, k, v, eta, weights = titans_case()
-    y, (M,) = titans(q, k, v, eta, weights=weights, chunk_size=1)
+    y, (_, M) = titans(q, k, v, eta, weights=weights, chunk_size=1)
     o, state = delta_rule(q, k, v, eta)
     assert_close(y, o, "output")
     assert_close(M, state, "state")
@@ -140,7 +140,7 @@ def test_titans_with_forgetting_takes_the_error_on_the_undecayed_memory():
     """M_t = alpha M - eta k (M^T k - v)^T: not the gated delta rule, whose erase is alpha eta."""
     q, k, v, eta, weights = titans_case()
     decay = torch.full_like(eta, -0.5)
-    _, (M,) = titans(q, k, v, eta, decay, weights=weights, chunk_size=1)
+    _, (_, M) = titans(q, k, v, eta, decay, weights=weights, chunk_size=1)
     expected = torch.zeros_like(M)
     for t in range(30):
         key, rate = k[:, t, :, :, None], eta[:, t, :, None, None]

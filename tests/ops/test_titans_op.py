@@ -2,18 +2,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nestling.ops.titans import chunk as module
 from nestling.ops.titans.chunk import titans as chunk
 from nestling.ops.titans.reference import titans as reference
-from nestling.testing import assert_close, chunk_equals_loop, gradcheck64
+from nestling.testing import assert_close, chunk_equals_loop, gradcheck64, random_loss
 
 B, H, K, HIDDEN = 2, 2, 4, 6
+STATE = ("A0", "A1", "D0", "D1", "S0", "S1")
 FORMS = pytest.mark.parametrize("form", [reference, chunk], ids=["reference", "chunk"])
 KINDS = pytest.mark.parametrize("kind", ["linear", "mlp"])
 MOMENTUM = pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "plain"])
 
 
 def inputs(T, kind="mlp", momentum=True, batch=B, dtype=torch.float64, H=H):
-    """Named tensors; weights and state spelled out as W0, W1, D0, D1, S0, S1 so that each has its own gradient."""
+    """Named tensors; weights, anchor, running and surprise spelled out as W0, W1, A0, A1, D0, D1, S0, S1 so that each
+    has its own gradient."""
     shapes = [(K, K)] if kind == "linear" else [(K, HIDDEN), (HIDDEN, K)]
     made = {
         "q": F.normalize(torch.randn(batch, T, H, K), dim=-1),
@@ -25,6 +28,7 @@ def inputs(T, kind="mlp", momentum=True, batch=B, dtype=torch.float64, H=H):
     if momentum:
         made["log_momentum"] = F.logsigmoid(torch.randn(batch, T, H))
     made |= {f"W{i}": 0.5 * torch.randn(H, *shape) for i, shape in enumerate(shapes)}
+    made |= {f"A{i}": 0.1 * torch.randn(batch, H, *shape) for i, shape in enumerate(shapes)}
     made |= {f"D{i}": 0.1 * torch.randn(batch, H, *shape) for i, shape in enumerate(shapes)}
     if momentum:
         made |= {f"S{i}": 0.1 * torch.randn(batch, H, *shape) for i, shape in enumerate(shapes)}
@@ -32,12 +36,15 @@ def inputs(T, kind="mlp", momentum=True, batch=B, dtype=torch.float64, H=H):
 
 
 def named(form):
-    """The op with its tuples spelled out."""
+    """The op with its tuples spelled out. At a chunk border (count 0) the anchor is the running memory."""
 
     def call(**made):
         weights = tuple(made.pop(n) for n in ("W0", "W1") if n in made)
-        state = tuple(made.pop(n) for n in ("D0", "D1", "S0", "S1") if n in made)
-        y, state = form(**made, weights=weights, state=state or None)
+        given = {n: made.pop(n) for n in STATE if n in made}
+        for n in [n for n in given if n[0] == "A"]:
+            fresh = (made["count"] if made.get("count") is not None else torch.zeros(len(given[n]))) == 0
+            given[n] = torch.where(fresh.view(-1, 1, 1, 1), given["D" + n[1]], given[n])
+        y, state = form(**made, weights=weights, state=tuple(given.values()) or None)
         return y, *state
 
     return call
@@ -45,6 +52,11 @@ def named(form):
 
 def cut(made, tokens):
     return {n: x[:, tokens] if n[0].islower() else x for n, x in made.items()}
+
+
+def carried(made, state):
+    """`made` with the state that an earlier call returned."""
+    return made | dict(zip([n for n in STATE if n in made], state, strict=True))
 
 
 @KINDS
@@ -55,18 +67,33 @@ def test_chunk_equals_reference_with_every_gradient(T, chunk_size, momentum, kin
     chunk_equals_loop(named(chunk), named(reference), inputs(T, kind, momentum), chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 16, 64])
-def test_chunk_equals_reference_over_a_thousand_tokens(chunk_size):
-    made = inputs(1000, batch=1)
+@pytest.mark.parametrize(("T", "chunk_size"), [(1000, 1), (1000, 16), (4096, 64)])
+def test_chunk_equals_reference_over_thousands_of_tokens(T, chunk_size):
+    made = inputs(T, batch=1, H=1)
     made["eta"] = made["eta"] / chunk_size  # a chunk sums its gradients
     chunk_equals_loop(named(chunk), named(reference), made, chunk_size=chunk_size)
 
 
-@KINDS
+OPEN = [  # tokens, tokens in each row's open chunk, lengths; chunks of 8
+    (1, [3, 7, 0], None),
+    (1, [3, 7, 0], [1, 0, 1]),
+    (5, [3, 3, 3], None),
+    (4, [3, 7, 0], [4, 0, 2]),
+    (30, [5, 5, 5], None),
+    (30, [0, 7, 3], None),
+    (30, [0, 0, 0], [30, 13, 0]),
+    (37, [2, 7, 3], [37, 9, 4]),
+]
+
+
 @MOMENTUM
-def test_chunk_equals_reference_when_decaying_to_the_initial_state_with_padding(momentum, kind):
-    options = {"chunk_size": 16, "decay_to": "initial", "lengths": torch.tensor([70, 40])}
-    real = torch.arange(70) < options["lengths"][:, None]
+@pytest.mark.parametrize("decay_to", ["zero", "initial"])
+@pytest.mark.parametrize(("T", "count", "lengths"), OPEN)
+def test_an_open_chunk_goes_on_with_every_gradient(T, count, lengths, decay_to, momentum):
+    """Rows at any place of their chunk, of any length."""
+    real = torch.arange(T) < (torch.full((3,), T) if lengths is None else torch.tensor(lengths))[:, None]
+    options = {"chunk_size": 8, "decay_to": decay_to, "count": torch.tensor(count)}
+    options["lengths"] = None if lengths is None else torch.tensor(lengths)
 
     def seen(form):
         def call(**made):
@@ -75,7 +102,37 @@ def test_chunk_equals_reference_when_decaying_to_the_initial_state_with_padding(
 
         return call
 
-    chunk_equals_loop(seen(chunk), seen(reference), inputs(70, kind, momentum), **options)
+    chunk_equals_loop(seen(chunk), seen(reference), inputs(T, momentum=momentum, batch=3), **options)
+
+
+@pytest.mark.parametrize("kept", [1, 3000])
+def test_groups_of_chunks_that_are_run_again_have_the_same_gradients(kept, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", kept)
+    lengths = torch.tensor([70, 40])
+    chunk_equals_loop(named(chunk), named(reference), inputs(66), chunk_size=8)
+    chunk_equals_loop(
+        lambda **m: named(chunk)(**m)[1:],
+        lambda **m: named(reference)(**m)[1:],
+        inputs(70),
+        chunk_size=8,
+        lengths=lengths,
+    )
+
+
+@KINDS
+@pytest.mark.parametrize("kept", [1, module.KEPT_BYTES], ids=["again", "kept"])
+def test_second_derivatives_are_those_of_the_loop(kept, kind, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", kept)
+
+    def first(form):
+        def call(**made):
+            outputs = [y.square() for y in named(form)(**made, chunk_size=3, count=torch.tensor([1, 1]))]
+            found = torch.autograd.grad(random_loss(outputs), list(made.values()), create_graph=True)
+            return tuple(found)
+
+        return call
+
+    chunk_equals_loop(first(chunk), first(reference), inputs(10, kind), rtol=1e-9)
 
 
 def test_chunk_equals_reference_without_forgetting():
@@ -87,8 +144,10 @@ def test_chunk_equals_reference_without_forgetting():
 @KINDS
 @MOMENTUM
 def test_reference_gradients_by_finite_differences(momentum, kind):
-    made = inputs(3, kind, momentum, batch=1, H=1)
-    gradcheck64(lambda *xs: named(reference)(**dict(zip(made, xs, strict=True)), chunk_size=2), *made.values())
+    made, count = inputs(3, kind, momentum, batch=1, H=1), torch.tensor([1])
+    gradcheck64(
+        lambda *xs: named(reference)(**dict(zip(made, xs, strict=True)), chunk_size=2, count=count), *made.values()
+    )
 
 
 @FORMS
@@ -105,31 +164,21 @@ def test_gradient_of_the_memory_is_autograd_of_its_error(form, decay_to):
     for i, (w, g) in enumerate(zip(W, gradients, strict=True)):
         rest = made[f"W{i}"] if decay_to == "initial" else 0
         expected = rest + alpha * (w - rest) - eta * g - made[f"W{i}"]
-        assert_close(state[i], expected.detach(), f"matrix {i}")
+        assert_close(state[2 + i], expected.detach(), f"matrix {i}")
 
 
 @FORMS
 @MOMENTUM
-def test_a_split_at_chunk_borders_equals_the_whole(form, momentum):
-    made = inputs(100, momentum=momentum)
-    y, *end = named(form)(**made, chunk_size=16)
-    first, *state = named(form)(**cut(made, slice(0, 48)), chunk_size=16)
-    carried = dict(zip([n for n in made if n[0] in "DS"], state, strict=True))
-    second, *state = named(form)(**(cut(made, slice(48, None)) | carried), chunk_size=16)
+@pytest.mark.parametrize("at", [1, 16, 41, 99])
+def test_any_split_equals_the_whole(form, momentum, at):
+    made, count = inputs(100, momentum=momentum), torch.full((B,), 5)
+    y, *end = named(form)(**made, chunk_size=16, count=count)
+    first, *state = named(form)(**cut(made, slice(0, at)), chunk_size=16, count=count)
+    rest = carried(cut(made, slice(at, None)), state)
+    second, *state = named(form)(**rest, chunk_size=16, count=(count + at) % 16)
     assert_close(torch.cat([first, second], 1), y, "output")
     for i, (a, b) in enumerate(zip(state, end, strict=True)):
         assert_close(a, b, f"state[{i}]")
-
-
-@FORMS
-def test_the_state_is_that_of_the_last_filled_chunk(form):
-    """So passing the open chunk's tokens again in front of the next ones continues exactly."""
-    made = inputs(100)
-    y, *_ = named(form)(**made, chunk_size=16)
-    _, *state = named(form)(**cut(made, slice(0, 41)), chunk_size=16)  # 32 tokens are in, 9 are pending
-    carried = dict(zip(["D0", "D1", "S0", "S1"], state, strict=True))
-    again, *_ = named(form)(**(cut(made, slice(32, None)) | carried), chunk_size=16)
-    assert_close(again, y[:, 32:], "output")
 
 
 @FORMS
@@ -160,8 +209,8 @@ def test_causality(form, t):
 @FORMS
 def test_no_state_is_the_initial_memory(form):
     made = inputs(20)
-    fresh = {n: x for n, x in made.items() if n[0] not in "DS"}
-    zero = {n: torch.zeros_like(x) if n[0] in "DS" else x for n, x in made.items()}
+    fresh = {n: x for n, x in made.items() if n[0] not in "ADS"}
+    zero = {n: torch.zeros_like(x) if n[0] in "ADS" else x for n, x in made.items()}
     for a, b in zip(named(form)(**fresh, chunk_size=8), named(form)(**zero, chunk_size=8), strict=True):
         assert_close(a, b, "fresh")
 
@@ -189,7 +238,7 @@ def test_strong_forgetting_stays_finite_in_float32():
     made |= {n: torch.full_like(made[n], -20.0) for n in ("log_decay", "log_momentum")}
     made = {n: x.requires_grad_() for n, x in made.items()}
     sum(y.sum() for y in named(chunk)(**made, chunk_size=64)).backward()
-    assert all(bool(x.grad.isfinite().all()) for x in made.values())
+    assert all(bool(x.grad.isfinite().all()) for n, x in made.items() if n[0] != "A")  # at a border A is not used
 
 
 @FORMS
@@ -201,5 +250,5 @@ def test_what_cannot_work_is_named(form):
         named(form)(**made, decay_to="rest")
     with pytest.raises(ValueError, match="map width 4"):
         named(form)(**(made | {"W1": torch.zeros(H, HIDDEN, K + 1)}))
-    with pytest.raises(ValueError, match="state holds 4 tensors, need 2"):
+    with pytest.raises(ValueError, match="state holds 6 tensors, need 4"):
         named(form)(**(made | {"log_momentum": None}))

@@ -24,6 +24,7 @@ def titans(
     state: tuple[Tensor, ...] | None = None,
     chunk_size: int = 64,
     decay_to: Literal["zero", "initial"] = "zero",
+    count: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Write one memory per row and head by the gradient of its own error, and read it.
@@ -31,47 +32,48 @@ def titans(
         S_t = mu_t S_{t-1} - eta_t grad 1/2 |M_a(k_t) - v_t|^2       a = last token before t's chunk
         M_t = alpha_t M_{t-1} + S_t,   y_t = M_t(q_t)                the read of a token sees its own write
 
-    q, k, v       (B, T, H, K), one width; token 0 opens a chunk. k of unit norm and eta in [0, 1] keep chunk_size 1
-                  stable; longer chunks sum their gradients
+    q, k, v       (B, T, H, K), one width. k of unit norm and eta in [0, 1] keep chunk_size 1 stable; longer chunks
+                  sum their gradients
     eta           (B, T, H) write rate;  log_decay (B, T, H) log alpha <= 0, None = 0 (nothing is forgotten)
     log_momentum  (B, T, H) log mu <= 0, None = no momentum
     weights       initial memory, shared by rows: (W,) with W (H, K, K) is M(z) = W^T z; (W2, W1) with W2 (H, K, F),
                   W1 (H, F, K) is M(z) = z + W1^T silu(W2^T z)
     decay_to      "zero": alpha keeps a fraction of the whole weight, as printed; "initial": of its deviation
-    state         from an earlier call that ended at a chunk border: for each matrix M - weights (B, H, in, out), then,
-                  with momentum, S in the same order; None = fresh
+    state         what an earlier call returned, None = fresh: M_a - weights for each matrix, (B, H, in, out), then
+                  M - weights after the last token, then, with momentum, S after the last token
+    count         (B,) tokens of the chunk that is open, below chunk_size; None = 0, token 0 opens a chunk
     lengths       (B,) real tokens per row; the rest is padding
-    Returns y (B, T, H, K) in v's dtype, and the state after the **last chunk that each row has filled**. To cut a
-    sequence anywhere, keep the tokens of the open chunk and pass them again in front of the next ones.
+    Returns y (B, T, H, K) in v's dtype, and the state. The new count is (count + lengths) % chunk_size.
     Source: [Titans] (8)-(14), paper (89); docs/equations.md. Raises ValueError for shapes that do not fit.
     """
     check(k, weights, state, log_momentum is not None, chunk_size, decay_to)
     with torch.autocast(v.device.type, enabled=False):
         dtype = torch.promote_types(v.dtype, torch.float32)
         B, T, H, _ = v.shape
-        count = len(weights)
         initial = [w.to(dtype).expand(B, *w.shape) for w in weights]
-        anchor = initial if state is None else [w + d.to(dtype) for w, d in zip(initial, state, strict=False)]
-        begun = [torch.zeros_like(w) for w in initial]
-        if state is not None and log_momentum is not None:
-            begun = [s.to(dtype) for s in state[count:]]
-        memory, surprise, outputs = anchor, begun, []
+        rest = initial if decay_to == "initial" else [torch.zeros_like(w) for w in initial]
+        anchor = memory = initial
+        surprise = [torch.zeros_like(w) for w in initial]
+        if state is not None:
+            parts = [state[i : i + len(weights)] for i in range(0, len(state), len(weights))]
+            anchor, memory = ([w + d.to(dtype) for w, d in zip(initial, part, strict=True)] for part in parts[:2])
+            surprise = surprise if log_momentum is None else [s.to(dtype) for s in parts[2]]
+        count = torch.zeros(B, dtype=torch.long, device=v.device) if count is None else count
+        outputs = []
         for t in range(T):
-            if t % chunk_size == 0:
-                memory, surprise = anchor, begun
+            real = torch.ones_like(count, dtype=torch.bool) if lengths is None else lengths.to(count.device) > t
             gradients = gradient(anchor, k[:, t].to(dtype), v[:, t].to(dtype))
             rate, mu, alpha = eta[:, t].to(dtype), at(log_momentum, t, 0.0, dtype), at(log_decay, t, 1.0, dtype)
-            surprise = [mu * s - rate[..., None, None] * g for s, g in zip(surprise, gradients, strict=True)]
-            rest = initial if decay_to == "initial" else [torch.zeros_like(w) for w in initial]
+            driven = [mu * s - rate[..., None, None] * g for s, g in zip(surprise, gradients, strict=True)]
             kept = [r + alpha * (m - r) for r, m in zip(rest, memory, strict=True)]
-            memory = [m + s for m, s in zip(kept, surprise, strict=True)]
-            outputs.append(call(memory, q[:, t].to(dtype)))
-            if (t + 1) % chunk_size == 0:
-                full = torch.ones(B, dtype=torch.bool) if lengths is None else lengths.cpu() > t
-                anchor, begun = pick(full, memory, anchor), pick(full, surprise, begun)
+            grown = [m + s for m, s in zip(kept, driven, strict=True)]
+            outputs.append(call(grown, q[:, t].to(dtype)))
+            memory, surprise = pick(real, grown, memory), pick(real, driven, surprise)
+            count = count + real
+            anchor = pick(real & (count % chunk_size == 0), memory, anchor)
         y = torch.stack(outputs, 1) if outputs else v
-        deviation = [m - w for m, w in zip(anchor, initial, strict=True)]
-        return y.to(v.dtype), (*deviation, *(begun if log_momentum is not None else ()))
+        ends = [m - w for M in (anchor, memory) for m, w in zip(M, initial, strict=True)]
+        return y.to(v.dtype), (*ends, *(surprise if log_momentum is not None else ()))
 
 
 def call(M: list[Tensor], z: Tensor) -> Tensor:
@@ -112,6 +114,6 @@ def check(
     if len(weights) not in (1, 2) or weights[0].shape[-2] != width or weights[-1].shape[-1] != width:
         shapes = [tuple(w.shape) for w in weights]
         raise ValueError(f"weights are {shapes}; need one or two matrices that map width {width} to width {width}")
-    needed = len(weights) * (2 if momentum else 1)
+    needed = len(weights) * (3 if momentum else 2)
     if state is not None and len(state) != needed:
         raise ValueError(f"state holds {len(state)} tensors, need {needed}: was it made with and without momentum?")
