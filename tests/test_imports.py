@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"core", "memories"},
     "train": {"core", "data", "models", "version"},
     "evals": {"core", "data", "models", "version"},
+    "bench": {"core", "memories", "models", "ops", "testing"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
-    "cli": {"core", "data", "demo", "evals", "introspect", "models", "train", "version"},
+    "cli": {"bench", "core", "data", "demo", "evals", "introspect", "models", "train", "version"},
 }
 TOP = {"__init__", "__main__"}  # join everything
 NEEDED = {"torch", "numpy", "safetensors"}

@@ -17,6 +17,7 @@ COMMANDS = {
     "read": "let a trained model read a file, and keep what it learned in a memory file",
     "eval": "score a trained model: eval perplexity",
     "levels": "show the boxes of a model and an optimizer: memory, objective, rule, period",
+    "bench": "measure ops, layers and models on this machine, side by side with their baselines",
     "doctor": "check this installation",
 }
 

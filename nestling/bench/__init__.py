@@ -1,0 +1,41 @@
+"""Benchmarks: what the arithmetic costs (cost.py), what it takes (suites.py, long.py), and whether it is right.
+
+ceilings()                     # measure.py: FLOP/s and bytes/s of this machine
+ops(machine, Shape())          # suites.py: every form of every op against its reference, behind the gate of verify.py
+layers(machine), models(...)   # suites.py: side by side with a Transformer block, a Transformer of equal parameters
+lengths(), decoding(), stream(), long_step()      # long.py
+render(rows, "ops")            # table.py
+
+Imports below: ops, memories, models, testing. The repository's benchmarks/ adds rivals, committed results and plots.
+"""
+
+from nestling.bench.cases import OPS, OpCase, Shape
+from nestling.bench.long import decoding, lengths, long_step, slopes, stream
+from nestling.bench.measure import Timing, ceilings, peak_bytes, side_by_side, threads
+from nestling.bench.suites import by_chunk, layers, models, ops, readings
+from nestling.bench.table import render
+from nestling.bench.verify import model_gate, op_gate
+
+__all__ = [
+    "OPS",
+    "OpCase",
+    "Shape",
+    "Timing",
+    "by_chunk",
+    "ceilings",
+    "decoding",
+    "layers",
+    "lengths",
+    "long_step",
+    "model_gate",
+    "models",
+    "op_gate",
+    "ops",
+    "peak_bytes",
+    "readings",
+    "render",
+    "side_by_side",
+    "slopes",
+    "stream",
+    "threads",
+]

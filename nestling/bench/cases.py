@@ -1,0 +1,172 @@
+"""The registry of ops: inputs of any size for each, and one way to call every form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nestling.bench import cost
+from nestling.ops import dispatch
+from nestling.ops.self_modifying import Rule
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Rows, tokens, heads, width of a head, tokens per chunk (of `cms_update`: per write)."""
+
+    rows: int = 2
+    tokens: int = 1024
+    heads: int = 4
+    width: int = 64
+    chunk_size: int = 64
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """An op with one choice of memory.
+
+    Attributes:
+        op: its name in `nestling.ops.dispatch`.
+        inputs: float64 leaves of a shape on the CPU. call: (form, leaves, chunk_size) -> outputs and final state.
+        cost: per token and head at (width, chunk_size).
+    """
+
+    op: str
+    inputs: Callable[[Shape], Inputs]
+    call: Callable[[str, Inputs, int], Any]
+    cost: Callable[[int, int], cost.Cost]
+
+    def forms(self, device: str = "cpu") -> tuple[str, ...]:
+        """The forms that can run on the device, the reference first."""
+        kernels = device.startswith("cuda")
+        return tuple(f for f in dispatch.FORMS[self.op] if f in ("reference", "chunk") or (kernels and f == "triton"))
+
+    def run(self, form: str, made: Inputs, chunk_size: int) -> list[Tensor]:
+        """Every floating output: what is read and the final state."""
+        return [y for y in _tensors(self.call(form, made, chunk_size)) if y.is_floating_point()]
+
+    def total(self, shape: Shape) -> cost.Cost:
+        """Per token, all heads (`cms_update` has none)."""
+        return (1 if self.op == "cms_update" else shape.heads) * self.cost(shape.width, shape.chunk_size)
+
+
+def made(case: OpCase, shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
+    """Leaves that want a gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        leaves = case.inputs(shape)
+    return {name: x.to(device, dtype).requires_grad_() for name, x in leaves.items()}
+
+
+def _tensors(results: Any) -> Iterator[Tensor]:
+    """The tensors of an op's results: y and its state, which may be a tuple."""
+    if isinstance(results, Tensor):
+        yield results
+    elif results is not None:
+        for part in results:
+            yield from _tensors(part)
+
+
+def _normal(*size: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*size, dtype=torch.float64)
+
+
+def _keyed(s: Shape) -> Inputs:
+    size = (s.rows, s.tokens, s.heads, s.width)
+    unit = {name: F.normalize(_normal(*size), dim=-1) for name in ("q", "k")}
+    return unit | {"v": _normal(*size)}
+
+
+def _gate(s: Shape, bias: float) -> Tensor:
+    return F.logsigmoid(_normal(s.rows, s.tokens, s.heads) + bias)
+
+
+def _linear_attention(s: Shape) -> Inputs:
+    return _keyed(s) | {"log_decay": _gate(s, 5)}
+
+
+def _delta_rule(s: Shape) -> Inputs:
+    return _keyed(s) | {"beta": _gate(s, 0).exp()}
+
+
+def _gated_delta_rule(s: Shape) -> Inputs:
+    return _delta_rule(s) | {"g": _gate(s, 5)}
+
+
+def _exact(op: str) -> Callable[[str, Inputs, int], Any]:
+    return lambda form, x, C: getattr(dispatch, op)(**x, chunk_size=C, form=form)
+
+
+def _titans(hidden: int) -> OpCase:
+    def inputs(s: Shape) -> Inputs:
+        K = s.width
+        weights = [(K, K)] if hidden == 0 else [(K, hidden * K), (hidden * K, K)]
+        gates = {"eta": 0.5 / s.chunk_size * _gate(s, 0).exp(), "log_decay": _gate(s, 5), "log_momentum": _gate(s, 0)}
+        return _keyed(s) | gates | {f"W{i}": _normal(s.heads, *w, scale=w[0] ** -0.5) for i, w in enumerate(weights)}
+
+    def call(form: str, x: Inputs, chunk_size: int) -> Any:
+        args = [x[n] for n in ("q", "k", "v", "eta", "log_decay", "log_momentum")]
+        weights = tuple(x[n] for n in ("W0", "W1") if n in x)
+        return dispatch.titans(*args, weights=weights, chunk_size=chunk_size, decay_to="initial", form=form)
+
+    return OpCase("titans", inputs, call, lambda K, C: cost.titans(K, C, hidden * K))
+
+
+def _self_modifying(memory: str) -> OpCase:
+    rule = Rule(eta_max=1.0, erase_hidden=True) if memory == "mlp" else Rule()
+
+    def inputs(s: Shape) -> Inputs:
+        H, K, M = s.heads, s.width, 5
+        z, q = (F.normalize(_normal(s.rows, s.tokens, H, K), dim=-1) for _ in range(2))
+        weights = {f"W{i}": _normal(H, M, K, K, scale=K**-0.5) for i in range(2 if memory == "mlp" else 1)}
+        gates = {"weight": _normal(2, H, K), "bias": torch.tensor([[0.0], [7.0]], dtype=torch.float64).repeat(1, H)}
+        rates = torch.tensor([0.1] * (M - 1) + [1.0], dtype=torch.float64).repeat(H, 1)
+        extra = {"features": _normal(H, K, K)} if memory == "features" else {}
+        return {"z": z, "q": q} | weights | gates | {"rates": rates} | extra
+
+    def call(form: str, x: Inputs, chunk_size: int) -> Any:
+        weights = tuple(x[n] for n in ("W0", "W1") if n in x)
+        return dispatch.self_modifying(
+            x["z"], x["q"], weights, x["weight"], x["bias"], x["rates"],
+            rule=rule, chunk_size=chunk_size, features=x.get("features"), form=form,
+        )  # fmt: skip
+
+    return OpCase("self_modifying", inputs, call, lambda K, C: cost.self_modifying(K, C, K, memory=memory))
+
+
+def _cms_inputs(s: Shape) -> Inputs:
+    x, error = (_normal(s.rows, s.tokens, s.width) for _ in range(2))
+    return {"x": x, "error": error, "rate": torch.full((s.rows, s.tokens), 0.01, dtype=torch.float64)}
+
+
+OPS: dict[str, OpCase] = {
+    "linear_attention": OpCase(
+        "linear_attention", _linear_attention, _exact("linear_attention"), cost.linear_attention
+    ),
+    "delta_rule": OpCase("delta_rule", _delta_rule, _exact("delta_rule"), cost.delta_rule),
+    "gated_delta_rule": OpCase(
+        "gated_delta_rule", _gated_delta_rule, _exact("gated_delta_rule"), cost.gated_delta_rule
+    ),
+    "titans": _titans(0),
+    "titans mlp": _titans(2),
+    "self_modifying": _self_modifying("features"),
+    "self_modifying linear": _self_modifying("linear"),
+    "self_modifying mlp": _self_modifying("mlp"),
+    "cms_update": OpCase(
+        "cms_update",
+        _cms_inputs,
+        lambda form, x, C: dispatch.cms_update(**x, period=C, form=form),
+        lambda K, C: cost.cms_update(K, K, C),
+    ),
+}

@@ -1,0 +1,247 @@
+"""What length does: cost per token from 4K to 64K tokens, decoding at growing context, and a stream of a million."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestling.bench.measure import peak_bytes, timed
+from nestling.bench.workloads import layer, layer_work, model, text, training_work
+from nestling.models import Decoder, LanguageModel, State
+
+Row = dict[str, Any]
+LENGTHS = (4096, 8192, 16_384, 32_768, 65_536)
+CALL = 4096  # tokens of one call while a context is read
+
+
+def slope(lengths: Sequence[float], values: Sequence[float]) -> float:
+    """Least-squares slope of log value against log length: 1 is linear."""
+    x, y = ([math.log(v) for v in side] for side in (lengths, values))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+
+
+def lengths(
+    *,
+    sizes: Sequence[int] = LENGTHS,
+    dim: int = 128,
+    heads: int = 2,
+    preset: str = "tiny",
+    names: Sequence[str] = ("transformer block", "self-modifying", "hope"),
+    attention_up_to: int = 16_384,
+    repeats: int = 2,
+    device: str = "cpu",
+) -> list[Row]:
+    """Forward and backward of one sequence by its length; peak memory from one more run. The median of `repeats`
+    rounds, lengths in turn, so that drift of the machine does not look like growth."""
+    works: dict[tuple[str, int], Callable[[], object]] = {}
+    for name in names:
+        for size in sizes:
+            if name != "transformer block" or size <= attention_up_to:
+                works[name, size] = _one_sequence(name, size, dim, heads, preset, device)
+    for name in names:
+        works[name, min(sizes)]()
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in works}
+    for _ in range(repeats):
+        for key, work in works.items():
+            seconds[key].append(timed(work, device)[0])
+    rows: list[Row] = []
+    for (name, size), found in seconds.items():
+        best = sorted(found)[(len(found) - 1) // 2]
+        peak = peak_bytes(works[name, size], device)
+        rows.append(
+            {"name": name, "length": size, "seconds": best, "tokens_per_second": size / best, "peak_bytes": peak}
+        )
+    return rows
+
+
+def slopes(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The log-log slopes of seconds and of peak memory, by name."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    return {
+        name: {what: slope([r["length"] for r in some], [r[what] for r in some]) for what in ("seconds", "peak_bytes")}
+        for name, some in by_name.items()
+        if len(some) > 1
+    }
+
+
+def _one_sequence(
+    name: str, size: int, dim: int, heads: int, preset: str, device: str
+) -> Callable[[], object]:
+    if name == "hope":
+        module = model("hope", preset).to(device)
+        return training_work(module, text(1, size, module.config.vocab_size, device))
+    x = torch.randn(1, size, dim, generator=torch.Generator().manual_seed(0)).to(device)
+    return layer_work(layer(name, dim, heads).to(device), x, training=True)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------
+
+
+def decoding(
+    *,
+    contexts: Sequence[int] = (1024, 4096, 16_384, 65_536),
+    preset: str = "tiny",
+    names: Sequence[str] = ("transformer", "hope"),
+    attention_up_to: int = 16_384,
+    steps: int = 256,
+    device: str = "cpu",
+) -> list[Row]:
+    """Seconds per token at growing context, and what the state weighs. Writes off: `Decoder`; writes on: the general
+    call, averaged over one longest period, so that every level's write is paid for."""
+    rows: list[Row] = []
+    for name in names:
+        for learn in (False, True) if name != "transformer" else (False,):
+            module = model(name, preset).to(device)
+            limit = attention_up_to if name != "hope" else max(contexts)
+            for context, state in reading(module, [c for c in contexts if c <= limit], learn=learn, device=device):
+                rows.append(decode_row(module, name, state, context, learn=learn, steps=steps, device=device))
+    return rows
+
+
+def decode_row(
+    module: LanguageModel, name: str, state: State, context: int, *, learn: bool, steps: int = 256, device: str = "cpu"
+) -> Row:
+    """One row of the decoding table."""
+    finite = [int(p) for p in module.config.periods if math.isfinite(p)]
+    count = max(finite, default=steps) if learn else steps
+    words = text(1, count, module.config.vocab_size, device)
+    work = _learning_steps(module, state, words) if learn else _decoder_steps(module, state, words)
+    seconds, wall = timed(work, device)
+    return {
+        "name": name,
+        "learn": learn,
+        "context": context,
+        "steps": count,
+        "seconds_per_token": seconds / count,
+        "wall_per_token": wall / count,
+        "state_bytes": state.nbytes,
+    }
+
+
+def _decoder_steps(module: LanguageModel, state: State, words: Tensor) -> Callable[[], object]:
+    decoder = Decoder(module, state, room=2 * words.shape[1], graph=words.is_cuda)
+    for token in words.T[:8]:
+        decoder.step(token)
+
+    def work() -> None:
+        for token in words.T:
+            decoder.step(token)
+
+    return work
+
+
+def _learning_steps(module: LanguageModel, state: State, words: Tensor) -> Callable[[], object]:
+    def work() -> None:
+        now = state
+        with torch.no_grad():
+            for token in words.T:
+                now = module(token[:, None], now, learn=True).state
+
+    return work
+
+
+def reading(
+    module: LanguageModel, contexts: Sequence[int], *, learn: bool, device: str = "cpu"
+) -> Iterator[tuple[int, State]]:
+    """(tokens read, state) at each of the contexts, read one after the other."""
+    state: State | None = None
+    words = text(1, CALL, module.config.vocab_size, device)
+    done = 0
+    with torch.no_grad():
+        for context in sorted(contexts):
+            while done < context:
+                state = module(words[:, : context - done], state, learn=learn).state
+                done += min(CALL, context - done)
+            assert state is not None
+            yield context, state
+
+
+# --- a long stream and a long step ------------------------------------------------------------------------------
+
+
+def stream(
+    *,
+    tokens: int = 2**20,
+    preset: str = "tiny",
+    every: int = 32_768,
+    decode_at: Sequence[int] = (4096, 65_536, 2**20),
+    device: str = "cpu",
+) -> dict[str, list[Row]]:
+    """Read a stream with writes on: seconds per token, bytes of the state and of the process as it goes on, and what
+    decoding costs on the way."""
+    module = model("hope", preset).to(device)
+    words = text(1, CALL, module.config.vocab_size, device)
+    state, done, spent, since = None, 0, 0.0, 0
+    points: list[Row] = []
+    decoded: list[Row] = []
+    while done < tokens:
+        size = min(CALL, tokens - done)
+
+        def work(size: int = size) -> None:
+            nonlocal state
+            with torch.no_grad():
+                state = module(words[:, :size], state).state
+
+        spent += timed(work, device)[0]
+        done, since = done + size, since + size
+        assert state is not None
+        if since >= every or done >= tokens:
+            points.append(
+                {"tokens": done, "seconds_per_token": spent / since, "state_bytes": state.nbytes, "resident": resident()}
+            )
+            spent, since = 0.0, 0
+        if done in decode_at:
+            for learn in (False, True):
+                decoded.append(decode_row(module, "hope", state, done, learn=learn, device=device))
+    return {"stream": points, "decoding": decoded}
+
+
+def resident() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def long_step(*, preset: str = "small", tokens: int = 16_384, outer: str = "segment") -> Row:
+    """Loss and backward pass of one long sequence in a process of its own: the most memory that this process held."""
+    call = {"preset": preset, "tokens": tokens, "outer": outer, "threads": torch.get_num_threads()}
+    command = [sys.executable, "-m", "nestling.bench.long", json.dumps(call)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
+        raise RuntimeError(f"one step of {tokens} tokens failed: {last[0]}")
+    return call | json.loads(ran.stdout)
+
+
+def _step_here(preset: str, tokens: int, outer: str, threads: int) -> Row:
+    torch.set_num_threads(threads)
+    module = model("hope", preset, outer=outer)
+    before = resident()
+    words = text(1, tokens, module.config.vocab_size)
+
+    def work() -> None:
+        module.loss(words)[0].backward()
+
+    seconds, wall = timed(work)
+    return {
+        "parameters": module.num_parameters(),
+        "seconds": seconds,
+        "wall": wall,
+        "resident_before": before,
+        "resident": resident(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_step_here(**json.loads(sys.argv[1]))))
