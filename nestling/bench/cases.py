@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nestling.bench import cost
+from nestling.bench import cost as counts
 from nestling.ops import dispatch
 from nestling.ops.self_modifying import Rule
 
@@ -44,8 +44,8 @@ class OpCase:
 
     op: str
     inputs: Callable[[Shape], Inputs]
-    call: Callable[[str, Inputs, int], Any]
-    cost: Callable[[int, int], cost.Cost]
+    call: Callable[[Any, Inputs, int], Any]
+    cost: Callable[[int, int], counts.Cost]
 
     def forms(self, device: str = "cpu") -> tuple[str, ...]:
         """The forms that can run on the device, the reference first."""
@@ -56,7 +56,7 @@ class OpCase:
         """Every floating output: what is read and the final state."""
         return [y for y in _tensors(self.call(form, made, chunk_size)) if y.is_floating_point()]
 
-    def total(self, shape: Shape) -> cost.Cost:
+    def total(self, shape: Shape) -> counts.Cost:
         """Per token, all heads (`cms_update` has none)."""
         return (1 if self.op == "cms_update" else shape.heads) * self.cost(shape.width, shape.chunk_size)
 
@@ -104,7 +104,7 @@ def _gated_delta_rule(s: Shape) -> Inputs:
     return _delta_rule(s) | {"g": _gate(s, 5)}
 
 
-def _exact(op: str) -> Callable[[str, Inputs, int], Any]:
+def _exact(op: str) -> Callable[[Any, Inputs, int], Any]:
     return lambda form, x, C: getattr(dispatch, op)(**x, chunk_size=C, form=form)
 
 
@@ -115,12 +115,12 @@ def _titans(hidden: int) -> OpCase:
         gates = {"eta": 0.5 / s.chunk_size * _gate(s, 0).exp(), "log_decay": _gate(s, 5), "log_momentum": _gate(s, 0)}
         return _keyed(s) | gates | {f"W{i}": _normal(s.heads, *w, scale=w[0] ** -0.5) for i, w in enumerate(weights)}
 
-    def call(form: str, x: Inputs, chunk_size: int) -> Any:
+    def call(form: Any, x: Inputs, chunk_size: int) -> Any:
         args = [x[n] for n in ("q", "k", "v", "eta", "log_decay", "log_momentum")]
         weights = tuple(x[n] for n in ("W0", "W1") if n in x)
         return dispatch.titans(*args, weights=weights, chunk_size=chunk_size, decay_to="initial", form=form)
 
-    return OpCase("titans", inputs, call, lambda K, C: cost.titans(K, C, hidden * K))
+    return OpCase("titans", inputs, call, lambda K, C: counts.titans(K, C, hidden * K))
 
 
 def _self_modifying(memory: str) -> OpCase:
@@ -135,14 +135,14 @@ def _self_modifying(memory: str) -> OpCase:
         extra = {"features": _normal(H, K, K)} if memory == "features" else {}
         return {"z": z, "q": q} | weights | gates | {"rates": rates} | extra
 
-    def call(form: str, x: Inputs, chunk_size: int) -> Any:
+    def call(form: Any, x: Inputs, chunk_size: int) -> Any:
         weights = tuple(x[n] for n in ("W0", "W1") if n in x)
         return dispatch.self_modifying(
             x["z"], x["q"], weights, x["weight"], x["bias"], x["rates"],
             rule=rule, chunk_size=chunk_size, features=x.get("features"), form=form,
         )  # fmt: skip
 
-    return OpCase("self_modifying", inputs, call, lambda K, C: cost.self_modifying(K, C, K, memory=memory))
+    return OpCase("self_modifying", inputs, call, lambda K, C: counts.self_modifying(K, C, K, memory=memory))
 
 
 def _cms_inputs(s: Shape) -> Inputs:
@@ -152,11 +152,11 @@ def _cms_inputs(s: Shape) -> Inputs:
 
 OPS: dict[str, OpCase] = {
     "linear_attention": OpCase(
-        "linear_attention", _linear_attention, _exact("linear_attention"), cost.linear_attention
+        "linear_attention", _linear_attention, _exact("linear_attention"), counts.linear_attention
     ),
-    "delta_rule": OpCase("delta_rule", _delta_rule, _exact("delta_rule"), cost.delta_rule),
+    "delta_rule": OpCase("delta_rule", _delta_rule, _exact("delta_rule"), counts.delta_rule),
     "gated_delta_rule": OpCase(
-        "gated_delta_rule", _gated_delta_rule, _exact("gated_delta_rule"), cost.gated_delta_rule
+        "gated_delta_rule", _gated_delta_rule, _exact("gated_delta_rule"), counts.gated_delta_rule
     ),
     "titans": _titans(0),
     "titans mlp": _titans(2),
@@ -167,6 +167,6 @@ OPS: dict[str, OpCase] = {
         "cms_update",
         _cms_inputs,
         lambda form, x, C: dispatch.cms_update(**x, period=C, form=form),
-        lambda K, C: cost.cms_update(K, K, C),
+        lambda K, C: counts.cms_update(K, K, C),
     ),
 }

@@ -52,7 +52,7 @@ def linear_attention(K: int, C: int) -> Cost:
 
 
 def delta_rule(K: int, C: int) -> Cost:
-    """k·k and q·k 4CK, the solve for 2K right-hand sides 2CK, scores times writes 2CK; three products with the state."""
+    """k·k and q·k 4CK, the solve of 2K columns 2CK, scores times writes 2CK; three products with the state 6K²."""
     return Cost(8 * C * K + 6 * K * K, 4 * K + 1 + 2 * K * K / C)
 
 
@@ -130,16 +130,17 @@ def continuum(config: ModelConfig) -> Cost:
     return linear(config.dim, 2 * config.width) + linear(config.width, config.dim)
 
 
+def mixer(config: ModelConfig, context: float) -> Cost:
+    """The sequence layer of one block."""
+    if config.name == "hope":
+        return self_modifying_titans(config.dim, config.heads, config.chunk_size, config.expansion)
+    return attention(config.dim, context if config.window is None else min(context, config.window))
+
+
 def reading(config: ModelConfig, context: float) -> Cost:
     """One forward pass of a model with frozen levels; the embedding is a look-up."""
-    attends = config.name != "hope"
-    seen = context if config.window is None else min(context, config.window)
-    mixer = (
-        attention(config.dim, seen)
-        if attends
-        else self_modifying_titans(config.dim, config.heads, config.chunk_size, config.expansion)
-    )
-    return config.depth * (mixer + continuum(config)) + linear(config.dim, config.vocab_size)
+    blocks = config.depth * (mixer(config, context) + continuum(config))
+    return blocks + linear(config.dim, config.vocab_size)
 
 
 def writing(config: ModelConfig) -> Cost:
@@ -157,16 +158,15 @@ def writing(config: ModelConfig) -> Cost:
 
 
 def learning(config: ModelConfig, context: float) -> Cost:
-    """Reading with writes on: forward, backward to the activations alone, the gradients of the written maps, the writes."""
+    """Reading with writes on: forward; back to the activations as far as the first level, which lies behind the first
+    mixer; the gradients of the written maps; the writes."""
     share = sum(math.isfinite(p) for p in config.periods) / len(config.periods)
     if share == 0 or config.inner_lr == 0:
         return reading(config, context)
     gradients = config.depth * share * continuum(config)
-    return 2 * reading(config, context) + gradients + writing(config)
+    return 2 * reading(config, context) + -1 * mixer(config, context) + gradients + writing(config)
 
 
 def training(config: ModelConfig, context: float) -> Cost:
     """A training step per token: forward and backward; the levels' gradients are the outer ones, row by row."""
     return reading(config, context).training + writing(config)
-
-

@@ -75,9 +75,7 @@ def slopes(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     }
 
 
-def _one_sequence(
-    name: str, size: int, dim: int, heads: int, preset: str, device: str
-) -> Callable[[], object]:
+def _one_sequence(name: str, size: int, dim: int, heads: int, preset: str, device: str) -> Callable[[], object]:
     if name == "hope":
         module = model("hope", preset).to(device)
         return training_work(module, text(1, size, module.config.vocab_size, device))
@@ -198,7 +196,12 @@ def stream(
         assert state is not None
         if since >= every or done >= tokens:
             points.append(
-                {"tokens": done, "seconds_per_token": spent / since, "state_bytes": state.nbytes, "resident": resident()}
+                {
+                    "tokens": done,
+                    "seconds_per_token": spent / since,
+                    "state_bytes": state.nbytes,
+                    "resident": resident(),
+                }
             )
             spent, since = 0.0, 0
         if done in decode_at:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -44,44 +44,53 @@ def row(name: str, timing: Timing, tokens: int, counted: cost.Cost, machine: Map
 
 def against(rows: list[Row], baseline: Row) -> list[Row]:
     """Rows with the ratio of their speed to the baseline's."""
-    return [r if "seconds" not in r else r | {"ratio": baseline["seconds"] / r["seconds"]} for r in rows]
+    return [r | {"ratio": r["tokens_per_second"] / baseline["tokens_per_second"]} for r in rows]
 
 
 def ops(
     machine: Mapping[str, float],
     shape: Shape,
     *,
-    names: Sequence[str] = tuple(OPS),
+    loop_tokens: int = 64,
     repeats: int = 3,
     device: str = "cpu",
     cases: Mapping[str, OpCase] = OPS,
 ) -> list[Row]:
-    """Every form of every op, forward and with the backward pass; the ratio is to the reference loop."""
-    return [r for name in names for r in _op(name, cases[name], machine, shape, repeats, device)]
+    """Every form of every op, forward and with the backward pass. The ratio is to the reference loop, whose cost per
+    token does not depend on the length: it runs on `loop_tokens` of them."""
+    return [r for name, case in cases.items() for r in _op(name, case, machine, shape, loop_tokens, repeats, device)]
 
 
 def _op(
-    name: str, case: OpCase, machine: Mapping[str, float], shape: Shape, repeats: int, device: str
+    name: str,
+    case: OpCase,
+    machine: Mapping[str, float],
+    shape: Shape,
+    loop_tokens: int,
+    repeats: int,
+    device: str,
 ) -> list[Row]:
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     gates = {f: None if f == "reference" else op_gate(case, f, shape, dtype, device) for f in case.forms(device)}
-    red = [{"name": name, "form": f, "shape": asdict(shape), "gate": why} for f, why in gates.items() if why]
-    leaves = made(case, shape, dtype, device)
-    rows = []
+    rows: list[Row] = [
+        {"name": name, "form": f, "shape": asdict(shape), "gate": why} for f, why in gates.items() if why
+    ]
+    shapes = {
+        f: replace(shape, tokens=loop_tokens) if f == "reference" else shape for f, why in gates.items() if not why
+    }
+    leaves = {f: made(case, s, dtype, device) for f, s in shapes.items()}
     for training in (False, True):
-        works = {f: _op_work(case, f, leaves, shape, training) for f, why in gates.items() if not why}
-        counted = case.total(shape)
-        timings = side_by_side(works, repeats=repeats, device=device)
+        works = {f: _op_work(case, f, leaves[f], s, training) for f, s in shapes.items()}
+        counted = case.total(shape).training if training else case.total(shape)
         found = [
             row(
-                name, t, shape.count, counted.training if training else counted, machine,
-                form=f, training=training, shape=asdict(shape), gate="green" if f != "reference" else "reference",
-                peak_bytes=peak_bytes(works[f], device),
+                name, t, shapes[f].count, counted, machine, form=f, training=training, shape=asdict(shapes[f]),
+                gate="green" if f != "reference" else "reference", peak_bytes=peak_bytes(works[f], device),
             )
-            for f, t in timings.items()
+            for f, t in side_by_side(works, repeats=repeats, device=device).items()
         ]  # fmt: skip
         rows += against(found, found[0])
-    return rows + red
+    return rows
 
 
 def _op_work(case: OpCase, form: str, leaves: dict[str, torch.Tensor], shape: Shape, training: bool) -> Work:
@@ -202,4 +211,3 @@ def readings(
         counted = (cost.learning if kinds[n][1] else cost.reading)(built[n].config, tokens / 2)
         found.append(row(n, t, rows * tokens, counted, machine, training=False, gate="green"))
     return against(found, found[0])
-

@@ -62,8 +62,8 @@ def compare(fast: Results, reference: Results, allowed: tuple[float, float]) -> 
     """None, or the first result that is off, with its error. What raises is off too."""
     try:
         ours = fast()
-    except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (RuntimeError, ValueError) as raised:
+        return f"{type(raised).__name__}: {' '.join(str(raised).split())}"
     for kind, limit, mine, theirs in zip(("output", "gradient"), allowed, ours, reference(), strict=True):
         if len(mine) != len(theirs):
             return f"{len(mine)} {kind}s, the reference has {len(theirs)}"

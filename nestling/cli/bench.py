@@ -1,4 +1,4 @@
-"""`nestling bench`: how fast ops, layers and models are on this machine, each beside its baseline, if they are right."""
+"""`nestling bench`: how fast ops, layers and models are on this machine, each beside its baseline, behind a gate."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def _machine(device: str, quick: bool) -> dict[str, float]:
 
 
 def _ops(device: str, quick: bool) -> Tables:
-    shape = bench.Shape(rows=1, tokens=64, heads=1, width=16, chunk_size=16) if quick else bench.Shape(tokens=512)
-    return [("ops", bench.ops(_machine(device, quick), shape, repeats=1 if quick else 3, device=device))]
+    shape = bench.Shape(rows=1, tokens=16, heads=1, width=8, chunk_size=8) if quick else bench.Shape()
+    more: dict[str, Any] = {"loop_tokens": 16, "repeats": 1} if quick else {}
+    return [("ops", bench.ops(_machine(device, quick), shape, device=device, **more))]
 
 
 def _models(device: str, quick: bool) -> Tables:

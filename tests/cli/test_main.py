@@ -66,6 +66,13 @@ def test_every_command_has_help(command: str, capsys) -> None:
     assert "--json" in out
 
 
+def test_bench_prints_a_table_behind_the_gate(capsys) -> None:
+    told = json.loads(passing(capsys, "bench", "--quick", "--json"))
+    assert {row["gate"] for row in told["tables"]["ops"]} == {"reference", "green"}
+    assert told["threads"] == 1
+    assert "transformer block" in passing(capsys, "bench", "length", "--quick")
+
+
 def test_version(capsys) -> None:
     from nestling import __version__
 
@@ -77,6 +84,8 @@ def test_version(capsys) -> None:
     [
         ("trian", "unknown command 'trian'; did you mean train?"),
         ("doctor --jsn", "unknown option --jsn of nestling doctor; did you mean --json?"),
+        ("bench opps", "unknown suite 'opps'; did you mean ops?"),
+        ("bench --threads 0", "argument --threads: '0' is not a whole number of at least 1; see nestling bench --help"),
         ("doctor twice", "unexpected argument 'twice'; see nestling doctor --help"),
         ("train --steps 3", "unknown option --steps of nestling train; did you mean --train.steps?"),
         ("train --train.stepz 3", "unknown option --train.stepz; did you mean --train.steps?"),

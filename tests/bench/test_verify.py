@@ -1,0 +1,70 @@
+"""A form that is wrong gets no speed."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nestling.bench import suites
+from nestling.bench.cases import OPS, Shape
+from nestling.bench.verify import distance, model_gate, op_gate
+from nestling.bench.workloads import model, text
+
+SHAPE = Shape(rows=1, tokens=8, heads=1, width=4, chunk_size=4)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_chunk_forms_pass(name: str) -> None:
+    assert op_gate(OPS[name], "chunk", SHAPE) is None
+
+
+def broken(part: str):
+    """The delta rule whose chunk form is off by a little, in its output or only in a gradient."""
+    right = OPS["delta_rule"]
+
+    def call(form, x, chunk_size):
+        o, state = right.call(form, x, chunk_size)
+        if form == "reference":
+            return o, state
+        if part == "output":
+            return o * 1.001, state
+        if part == "gradient":
+            return o + 0.01 * (x["beta"] - x["beta"].detach()).unsqueeze(-1), state
+        if part == "state":
+            return o, state + 0.001
+        raise RuntimeError("out of\nresources")
+
+    return dataclasses.replace(right, call=call)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("output", "output 0"), ("gradient", "gradient 3"), ("state", "output 1"), ("raises", "RuntimeError: out of res")],
+)
+def test_the_gate_catches_a_broken_form(part: str, said: str) -> None:
+    assert (op_gate(broken(part), "chunk", SHAPE) or "green").startswith(said)
+
+
+def test_a_red_gate_prints_no_speed() -> None:
+    rows = suites.ops({}, SHAPE, loop_tokens=4, repeats=1, cases={"wrong": broken("output")})
+    red = [r for r in rows if r["form"] == "chunk"]
+    assert len(red) == 1
+    assert red[0]["gate"].startswith("output 0 is off by 1.0e-03")
+    assert {"seconds", "tokens_per_second", "ratio"}.isdisjoint(red[0])
+
+
+def test_models_pass_and_a_missing_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model("hope", dim=16, depth=1, heads=1, chunk_size=8, periods=(16, float("inf")), match=None)
+    words = text(1, 40, made.config.vocab_size)
+    assert model_gate(made, words) is None
+    loss = type(made).loss
+    monkeypatch.setattr(type(made), "loss", lambda self, t: (loss(self, t)[0] + 1e-3 * self.norm.weight.sum(), None))
+    assert (model_gate(made, words) or "green").startswith("output 0")
+
+
+def test_distance_is_relative_and_sees_nothing_as_zero() -> None:
+    one = torch.ones(3)
+    assert distance(1.01 * one, one) == pytest.approx(0.01, rel=1e-4)
+    assert distance(None, 0 * one) == distance(None, None) == 0
+    assert distance(None, one) == float("inf")
+    assert not distance(one * float("nan"), one) <= 1
