@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestling.ops.self_modifying.features import scale, unit_backward
 from nestling.ops.self_modifying.replay import differentiable
-from nestling.ops.self_modifying.writes import EPS, decay_matrix
+from nestling.ops.self_modifying.writes import decay_matrix
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -161,14 +162,14 @@ def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tu
     V = S.shape[-1] // M
     generators = S[..., :-V]
     made = torch.bmm(z, generators).view(n, C, M - 1, V)
-    kv_scale = _scale(made[:, :, :2])
+    kv_scale = scale(made[:, :, :2])
     kv = made[:, :, :2] * kv_scale
     if parameters.features is None:
         a, f, f_scale = kv, kv, kv_scale
     else:
         a = torch.bmm(kv.view(n, 2 * C, V), parameters.features).view(n, C, 2, F)
         f = functional.silu(a)
-        f_scale = _scale(f)
+        f_scale = scale(f)
         f *= f_scale
     k, v = f.unbind(2)
     x = torch.stack(
@@ -177,7 +178,7 @@ def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tu
     eta, g = _gates(x, parameters.rates, eta_max)
     target = made.new_empty(n, C, M, V)
     own = torch.bmm(v, generators).view(n, C, M - 1, V)
-    target_scale = _scale(own)
+    target_scale = scale(own)
     torch.mul(own, target_scale, out=target[:, :, :-1])
     target[:, :, -1] = kv[:, :, 1]
     read_E = torch.bmm(k, E).view(n, C, M, V)
@@ -249,13 +250,13 @@ def _backward(
     dk.baddbmm_(flat_error, S.mT, alpha=-1).baddbmm_(d_read_E, s.E.mT)
 
     # target = unit(S v), v
-    d_own = _unit_backward(d_error[:, :, :-1], s.target[:, :, :-1], s.target_scale).view(n, C, -1)
+    d_own = unit_backward(d_error[:, :, :-1], s.target[:, :, :-1], s.target_scale).view(n, C, -1)
     dS[..., :-V].baddbmm_(v.mT, d_own)
     dv = torch.bmm(d_own, generators.mT)
     d_kv = torch.stack([dk, dv], 2)
     if parameters.features is not None:
         assert total.features is not None
-        da = torch.ops.aten.silu_backward(_unit_backward(d_kv, s.f, s.f_scale), s.a).view(n, 2 * C, F)
+        da = torch.ops.aten.silu_backward(unit_backward(d_kv, s.f, s.f_scale), s.a).view(n, 2 * C, F)
         total.features.baddbmm_(s.kv.view(n, 2 * C, V).mT, da)
         d_kv = torch.bmm(da, parameters.features.mT).view(n, C, 2, V)
     d_kv[:, :, 1] += d_error[:, :, -1]
@@ -263,7 +264,7 @@ def _backward(
     # k, v, eta, alpha = S z
     dx = _gates_backward(s.x, parameters, eta_max, deta, dg, total)
     d_made = s.made.new_empty(n, C, M - 1, V)
-    d_made[:, :, :2] = _unit_backward(d_kv, s.kv, s.kv_scale)
+    d_made[:, :, :2] = unit_backward(d_kv, s.kv, s.kv_scale)
     for i in (0, 1):
         torch.mul(dx[i][..., None], parameters.gate_weight[i].mT, out=d_made[:, :, 2 + i])
         total.gate_weight[i].baddbmm_(s.made[:, :, 2 + i].mT, dx[i][..., None])
@@ -297,13 +298,3 @@ def _gates_backward(
 def _columns(x: Tensor) -> Tensor:
     """(n, M, C) → (n, C, M, 1), to scale (n, C, M, V)."""
     return x.mT[..., None]
-
-
-def _scale(x: Tensor) -> Tensor:
-    """1 / sqrt(|x|² + eps)."""
-    return x.square().sum(-1, keepdim=True).add_(EPS).rsqrt_()
-
-
-def _unit_backward(grad: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    """Gradient of x in unit = x * scale(x)."""
-    return (grad - unit * (grad * unit).sum(-1, keepdim=True)).mul_(scale)

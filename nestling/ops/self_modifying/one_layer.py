@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from nestling.ops.self_modifying.causal_read import causal_read
+from nestling.ops.self_modifying.features import phi
 from nestling.ops.self_modifying.fused import Results, write_chunks
 from nestling.ops.self_modifying.replay import Given, learns, scan
 from nestling.ops.self_modifying.rule import Rule
@@ -22,7 +23,6 @@ from nestling.ops.self_modifying.writes import (
     read,
     read_initial,
     read_last,
-    read_written,
     solve,
     targets,
     unit,
@@ -54,7 +54,7 @@ class OneLayer:
         return (leave(self.initial, E[0], self.rule).transpose(2, 3),)
 
     def phi(self, z: Tensor) -> Tensor:
-        return z if self.features is None else unit(functional.silu(z @ self.features))
+        return phi(z, self.features)
 
     def step(
         self, z: Tensor, q: Tensor | None, anchor: Matrices, running: Matrices, alive: Tensor | None
@@ -96,9 +96,7 @@ class OneLayer:
         if writer is None or q is None or not rule.is_default:
             return scan(self.made, z, q, E, self.parameters, full, chunk_size)
         keys, values, g, starts, final = writer(self.record, full, chunk_size, rule.eta_max, *tensors)
-        queries = self.phi(q)
-        y = read_written(queries.unflatten(2, (-1, chunk_size)), starts, keys, values, g).flatten(2, 3)
-        return y + queries @ self.initial[..., -1, :], [final]
+        return causal_read(q, features, self.initial[..., -1, :], keys, values, g, starts), [final]
 
     def record(
         self, full: Tensor | None, chunk_size: int, eta_max: float, *tensors: Tensor
