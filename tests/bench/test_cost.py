@@ -48,7 +48,7 @@ def counted(work):
 
 @pytest.mark.parametrize("name", OPS)
 def test_ops(name: str) -> None:
-    """Forward within 2 %; with the backward pass at most 8 % less than three times it, and at most one forward pass
+    """Forward within 5 %; with the backward pass at most 8 % less than three times it, and at most one forward pass
     more, which is what recomputing in the backward pass may cost."""
     case = OPS[name]
     leaves = made(case, SHAPE, torch.float32, "cpu")
@@ -57,7 +57,7 @@ def test_ops(name: str) -> None:
     def forward():
         return [y for y in case.run("chunk", leaves, SHAPE.chunk_size) if y.requires_grad]
 
-    assert counted(forward) == pytest.approx(formula, rel=0.02)
+    assert counted(forward) == pytest.approx(formula, rel=0.05)
     assert 0.92 * 3 <= counted(lambda: sum(y.sum() for y in forward()).backward()) / formula <= 4.1
 
 
