@@ -100,9 +100,10 @@ class _Shape:
         self.tokens = (T, H)
         self.along, self.across = (V // self.block, self.rows), (self.chunks, self.rows)
         exact = "tf32x3" if v.dtype == torch.float32 else "tf32"
-        self.fixed = {"K": K, "V": V, "C": size, "EXACT": exact}
-        self.walk = {"BV": self.block, "num_warps": 4 if K <= 64 else 8, "num_stages": 2, **self.fixed}
-        self.wide = {"BV": self.block, "num_warps": 8, "num_stages": 1, **self.fixed}
+        self.fixed = {"K": K, "C": size, "EXACT": exact}
+        values = {"V": V, "BV": self.block, **self.fixed}
+        self.walk = {"num_warps": 4 if K <= 64 else 8, "num_stages": 2, **values}
+        self.wide = {"num_warps": 8, "num_stages": 1, **values}
 
     def inverse(self, k: Tensor, beta: Tensor, g: Tensor) -> Tensor:
         """(I + A)^-1 of every chunk, (B H, N, C, C) float32."""
