@@ -24,7 +24,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("reference", "chunk"),
     "delta_rule": ("reference", "chunk", "triton"),
     "gated_delta_rule": ("reference", "chunk", "triton", "fla"),
-    "titans": ("reference", "chunk"),
+    "titans": ("reference", "chunk", "triton"),
     "self_modifying": ("reference", "chunk", "triton"),
     "cms_update": ("reference", "chunk"),
 }
