@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from nestling.memories.continuum import learn
     from nestling.models.state_file import load_state, save_state
 
-FOLDERS = ("cli", "core", "data", "demo", "evals", "introspect", "memories", "models", "ops", "testing", "train")
+FOLDERS = (
+    "cli",
+    "core",
+    "data",
+    "demo",
+    "evals",
+    "introspect",
+    "memories",
+    "models",
+    "ops",
+    "optim",
+    "testing",
+    "train",
+)
 HOME = {
     "learn": "nestling.memories.continuum",
     "levels": "nestling.introspect",

@@ -12,6 +12,7 @@ NAMES = [
     "save_state",
     "core",
     "ops",
+    "optim",
     "memories",
     "models",
     "memories.Attention",
