@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestling.ops.self_modifying import features as feature_map
 from nestling.ops.self_modifying.features import scale, unit_backward
 from nestling.ops.self_modifying.replay import differentiable
-from nestling.ops.self_modifying.writes import decay_matrix
+
+KEEP_BYTES = 256 * 2**20  # of intermediates in one call; beyond it the backward pass runs each chunk again
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -31,10 +33,9 @@ class Parameters(NamedTuple):
     rates: Tensor  # (n, M)
 
 
-class Saved(NamedTuple):
-    """What one chunk's backward needs beside its inputs."""
+class Kept(NamedTuple):
+    """What one chunk's backward needs beside its inputs and the states around it."""
 
-    E: Tensor  # (n, F, M*V) state at the chunk's start
     made: Tensor  # (n, C, M-1, V) raw k, v, eta, alpha
     kv: Tensor  # (n, C, 2, V) unit k and v
     kv_scale: Tensor  # (n, C, 2, 1)
@@ -43,11 +44,10 @@ class Saved(NamedTuple):
     f_scale: Tensor  # (n, C, 2, 1)
     target: Tensor  # (n, C, M, V)
     target_scale: Tensor  # (n, C, M-1, 1)
-    read_E: Tensor  # (n, C, M, V)
-    error: Tensor  # (n, C, M, V) target - M_0 k - e^g E k
+    base: Tensor  # (n, C, M, V) target - M_0 k
     x: Tensor  # (2, n, C) gate logits
-    A: Tensor  # (n, M, C, C) decay between two tokens
-    p: Tensor  # (n, M, C, V)
+    A: Tensor  # (n, M, C, C) decay between two tokens, 1 where t <= s
+    m: Tensor  # (n, M, C, V) what is written before its rate: p = eta m
 
 
 def write_chunks(
@@ -71,23 +71,22 @@ class _WriteChunks(torch.autograd.Function):
         z, E = tensors[0], tensors[-1]
         assert z is not None and E is not None
         B, H, T, _ = z.shape
+        V = E.shape[-1]
         parameters = _per_row(B, *tensors[1:-1])
-        chunks = z.reshape(B * H, T // C, C, -1).unbind(1)
-        E = E.reshape(B * H, E.shape[2], -1)
-        saved, rates = [], parameters.rates
-        for i, chunk in enumerate(chunks):
-            new, intermediates = _forward(chunk, E, parameters, eta_max)
-            saved.append(intermediates)
-            E = new if full is None else torch.where(_rows(full[i], H), new, E)
+        states, outputs = [E.reshape(B * H, E.shape[2], -1)], []
+        kept: list[Tensor] = []
+        for i, chunk in enumerate(z.reshape(B * H, T // C, C, -1).unbind(1)):
+            new, intermediates = _forward(chunk, states[i], parameters, eta_max)
+            if T // C * _bytes(intermediates) <= KEEP_BYTES:
+                kept += intermediates
+            eta, g = _gates(intermediates.x, parameters.rates, eta_max)
+            values = intermediates.m[:, -1] * eta[:, -1, :, None]
+            outputs.append((intermediates.f[:, :, 0], values, g[:, -1], states[i][..., -V:]))
+            states.append(new if full is None else torch.where(_rows(full[i], H), new, states[i]))
         ctx.options = plain, full, C, eta_max, len(tensors)
-        ctx.save_for_backward(*tensors, *(x for s in saved for x in s))
-        V = saved[0].p.shape[-1]
-        keys = torch.stack([s.f[:, :, 0] for s in saved], 1)
-        values = torch.stack([s.p[:, -1] for s in saved], 1)
-        decay = torch.stack([functional.logsigmoid(s.x[1]).cumsum(-1) * rates[:, -1:] for s in saved], 1)
-        starts = torch.stack([s.E[..., -V:] for s in saved], 1)
-        per_head = (x.unflatten(0, (B, H)) for x in (keys, values, decay, starts, E.unflatten(-1, (-1, V))))
-        return tuple(per_head)
+        ctx.save_for_backward(*tensors, *states, *kept)
+        keys, values, decay, starts = (torch.stack(x, 1).unflatten(0, (B, H)) for x in zip(*outputs, strict=True))
+        return keys, values, decay, starts, states[-1].view(E.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,21 +96,26 @@ class _WriteChunks(torch.autograd.Function):
             return (None,) * 4 + differentiable(plain, (full, C, eta_max), tensors, grads)
         z, weight, features = tensors[:3]
         B, H, T, _ = z.shape
-        width = len(Saved._fields)
-        saved = [Saved(*rest[i : i + width]) for i in range(0, len(rest), width)]
+        N, width = T // C, len(Kept._fields)
+        states, kept = rest[: N + 1], rest[N + 1 :]
         parameters = _per_row(B, *tensors[1:-1])
         total = _per_row(B, *(None if t is None else torch.zeros_like(t) for t in tensors[1:-1]))
-        keys, values, decay, starts, dE = (g.flatten(0, 1) for g in grads)
+        *outer, dE = (g.flatten(0, 1) for g in grads)
         dE = dE.flatten(-2)
-        dz = z.new_zeros(B * H, T // C, C, z.shape[-1])
+        dz = z.new_empty(B * H, N, C, z.shape[-1])
         chunks = z.reshape(dz.shape).unbind(1)
-        for i in reversed(range(len(saved))):
+        for i in reversed(range(N)):
             direct = None if full is None else torch.where(_rows(full[i], H), 0, dE)
-            dE = dE if direct is None else dE - direct
-            outer = (keys[:, i], values[:, i], decay[:, i], starts[:, i])
-            dz[:, i], dE = _backward(chunks[i], saved[i], parameters, eta_max, total, dE, outer)
+            G = dE if direct is None else dE - direct
+            own = kept[i * width : (i + 1) * width] or _forward(chunks[i], states[i], parameters, eta_max)[1]
+            here = tuple(g[:, i] for g in outer)
+            dz[:, i], dE = _backward(chunks[i], states[i : i + 2], Kept(*own), parameters, eta_max, total, G, here)
             dE = dE if direct is None else dE + direct
         return None, None, None, None, *_collect(z, weight, features, total, dz, dE, tensors[-1], B, H)
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _rows(full: Tensor, heads: int) -> Tensor:
@@ -154,124 +158,126 @@ def _collect(
     )
 
 
-def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tuple[Tensor, Saved]:
+def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tuple[Tensor, Kept]:
     """One chunk z (n, C, F): the state after it, and what backward needs."""
-    S = parameters.weight + E
-    n, C, F = z.shape
-    M = parameters.rates.shape[1]
-    V = S.shape[-1] // M
-    generators = S[..., :-V]
+    W, rates = parameters.weight, parameters.rates
+    (n, C, F), M = z.shape, rates.shape[1]
+    V = W.shape[-1] // M
+    generators = W[..., :-V] + E[..., :-V]
     made = torch.bmm(z, generators).view(n, C, M - 1, V)
     kv_scale = scale(made[:, :, :2])
     kv = made[:, :, :2] * kv_scale
     if parameters.features is None:
         a, f, f_scale = kv, kv, kv_scale
     else:
-        a = torch.bmm(kv.view(n, 2 * C, V), parameters.features).view(n, C, 2, F)
-        f = functional.silu(a)
-        f_scale = scale(f)
-        f *= f_scale
+        f, a, f_scale = feature_map.forward(kv.view(n, 2 * C, V), parameters.features)
+        a, f, f_scale = (x.view(n, C, 2, -1) for x in (a, f, f_scale))
     k, v = f.unbind(2)
     x = torch.stack(
         [torch.bmm(made[:, :, 2 + i], parameters.gate_weight[i])[..., 0] + parameters.gate_bias[i] for i in (0, 1)]
     )
-    eta, g = _gates(x, parameters.rates, eta_max)
+    eta, g = _gates(x, rates, eta_max)
     target = made.new_empty(n, C, M, V)
     own = torch.bmm(v, generators).view(n, C, M - 1, V)
     target_scale = scale(own)
     torch.mul(own, target_scale, out=target[:, :, :-1])
     target[:, :, -1] = kv[:, :, 1]
-    read_E = torch.bmm(k, E).view(n, C, M, V)
-    error = target - torch.bmm(k, S).view(n, C, M, V)
-    error.addcmul_(read_E, _columns(-torch.expm1(g)))
-    A = decay_matrix(g, g)
-    L = (A * torch.bmm(k, k.mT)[:, None]).mul_(eta[..., None])
-    right = error.transpose(1, 2) * eta[..., None]
-    p = torch.linalg.solve_triangular(L.mT, right.mT, upper=True, left=False, unitriangular=True).mT
+    base = torch.baddbmm(target.view(n, C, -1), k, W, alpha=-1).view(n, C, M, V)
+
+    # (I + A K Kᵀ eta) m = target - M_0 k - e^g E k
+    error = torch.addcmul(base, torch.bmm(k, E).view(n, C, M, V), _columns(g.exp()), value=-1)
+    A = _decays(g)
+    L = (A * torch.bmm(k, k.mT).tril_(-1)[:, None]).mul_(eta[..., None, :])
+    right = error.transpose(1, 2).contiguous()
+    m = torch.linalg.solve_triangular(L.mT, right.mT, upper=True, left=False, unitriangular=True).mT
+
+    # E' = e^{g_C} E + kᵀ (e^{g_C - g} eta m)
     end = g[..., -1:]
-    grown = (p * (end - g).exp()[..., None]).transpose(1, 2).reshape(n, C, M * V)
-    kept = (E.view(n, F, M, V) * end.exp()[:, None]).view(n, F, M * V)
-    new = kept.baddbmm_(k.mT, grown)
-    return new, Saved(E, made, kv, kv_scale, a, f, f_scale, target, target_scale, read_E, error, x, A, p)
+    grown = torch.mul(m.transpose(1, 2), _columns((end - g).exp() * eta), out=error)
+    new = (E.view(n, F, M, V) * end.exp()[:, None]).view(n, F, -1).baddbmm_(k.mT, grown.view(n, C, -1))
+    return new, Kept(made, kv, kv_scale, a, f, f_scale, target, target_scale, base, x, A, m)
 
 
 def _backward(
-    z: Tensor, s: Saved, parameters: Parameters, eta_max: float, total: Parameters, G: Tensor, outer: tuple[Tensor, ...]
+    z: Tensor,
+    states: tuple[Tensor, ...],
+    s: Kept,
+    parameters: Parameters,
+    eta_max: float,
+    total: Parameters,
+    G: Tensor,
+    outer: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in z and in the starting state, from G in the final state and those in the chunk's four outputs."""
+    """Gradients in z and in the starting state, from G in the final state and those in the chunk's four outputs.
+
+    states: before and after the chunk. Decays only enter through e^{g_t - g_s} and products with what they scale, so
+    their gradients collapse: that of g_C is <E', G>, that of g_t is p·(gradient of p read) - (gradient of error)·base.
+    """
     n, C, M, V = s.target.shape
-    F, rates = z.shape[-1], parameters.rates
-    S = parameters.weight + s.E
-    generators = S[..., :-V]
+    F, W, (E, after) = z.shape[-1], parameters.weight, states
     k, v = s.f.unbind(2)
-    eta, g = _gates(s.x, rates, eta_max)
-    end = g[..., -1:]
-    remaining = _columns((end - g).exp())
+    eta, g = _gates(s.x, parameters.rates, eta_max)
+    remaining = (g[..., -1:] - g).exp()
     d_key, d_value, d_decay, d_start = outer
 
-    # E' = e^{g_C} E + kᵀ (e^{g_C - g} p)
-    p = s.p.transpose(1, 2)
-    grown = (p * remaining).contiguous()
-    dp = torch.bmm(k, G).view(n, C, M, V)
+    # E' = e^{g_C} E + kᵀ (e^{g_C - g} eta m)
+    grown = torch.mul(s.m.transpose(1, 2), _columns(remaining * eta), out=torch.empty_like(s.target))
     dk = torch.baddbmm(d_key, grown.view(n, C, -1), G.mT)
-    through = (dp * grown).sum(-1).mT  # (n, M, C)
-    dg = -through
-    dp *= remaining
-    dp[:, :, -1] += d_value
-    dE = (G.view(n, F, M, V) * end.exp()[:, None]).view(n, F, -1)
-    dg[..., -1] += through.sum(-1) + (dE * s.E).view(n, F, M, V).sum((1, 3))
-    dg[:, -1] += d_decay
+    dp = torch.mul(torch.bmm(k, G).view(n, C, M, V).transpose(1, 2), remaining[..., None], out=torch.empty_like(s.m))
+    dp[:, -1] += d_value
+    dE = (G.view(n, F, M, V) * g[:, None, :, -1:].exp()).view(n, F, -1)
     dE[..., -V:] += d_start
+    dg = torch.zeros_like(g)
+    dg[..., -1] = (G * after).view(n, F, M, V).sum((1, 3))
+    p = s.m * eta[..., None]
+    dg[:, -1] += d_decay + (p[:, -1] * d_value).sum(-1)
 
-    # (I + L) p = eta * error,  L = eta * A * K Kᵀ
-    gram = torch.bmm(k, k.mT)[:, None]
-    AK = s.A * gram
-    right = torch.linalg.solve_triangular(
-        AK * eta[..., None], dp.transpose(1, 2).mT, upper=False, left=False, unitriangular=True
-    ).mT  # (n, M, C, V)
-    dL = (right @ s.p.mT).neg_()
-    X = AK.mul_(dL)
-    row = X.sum(-1)
-    deta = row.clone()
-    dg += eta * row - (eta[:, :, None] @ X)[:, :, 0]
-    d_gram = dL.mul_(s.A).mul_(eta[..., None]).sum(1)
-    dk.baddbmm_(d_gram + d_gram.mT, k)
-    right = right.transpose(1, 2)
-    deta += (right * s.error).sum(-1).mT
-    d_error = (right * _columns(eta)).contiguous()
+    # (I + A K Kᵀ eta) m = error
+    gram = torch.bmm(k, k.mT).tril_(-1)[:, None]
+    L = (s.A * gram).mul_(eta[..., None])
+    dm = torch.linalg.solve_triangular(L, dp.mT, upper=False, left=False, unitriangular=True).mT  # before its rate
+    deta = (dm * s.m).sum(-1)
+    dm = dm * eta[..., None]
+    d_gram = (dm @ p.mT).mul_(s.A).sum(1).tril_(-1)
+    dk.baddbmm_(d_gram + d_gram.mT, k, alpha=-1)
+    d_error = dm.transpose(1, 2).contiguous()
 
-    # error = target - S k + (1 - e^g) E k
-    kept = g.exp()
-    dg -= kept * (d_error * s.read_E).sum(-1).mT
-    d_read_E = (d_error * _columns(1 - kept)).view(n, C, -1)
-    flat_error = d_error.view(n, C, -1)
-    dS = torch.bmm(k.mT, flat_error).neg_()
-    dE.baddbmm_(k.mT, d_read_E)
-    dk.baddbmm_(flat_error, S.mT, alpha=-1).baddbmm_(d_read_E, s.E.mT)
+    # error = target - M_0 k - e^g E k
+    dg -= torch.mul(d_error, s.base, out=grown).sum(-1).mT
+    flat = d_error.view(n, C, -1)
+    d_read = torch.mul(d_error, _columns(g.exp()), out=grown).view(n, C, -1)
+    dk.baddbmm_(flat, W.mT, alpha=-1).baddbmm_(d_read, E.mT, alpha=-1)
+    total.weight.baddbmm_(k.mT, flat, alpha=-1)
+    dE.baddbmm_(k.mT, d_read, alpha=-1)
 
     # target = unit(S v), v
+    generators = W[..., :-V] + E[..., :-V]
     d_own = unit_backward(d_error[:, :, :-1], s.target[:, :, :-1], s.target_scale).view(n, C, -1)
-    dS[..., :-V].baddbmm_(v.mT, d_own)
-    dv = torch.bmm(d_own, generators.mT)
-    d_kv = torch.stack([dk, dv], 2)
+    d_kv = torch.stack([dk, torch.bmm(d_own, generators.mT)], 2)
     if parameters.features is not None:
         assert total.features is not None
-        da = torch.ops.aten.silu_backward(unit_backward(d_kv, s.f, s.f_scale), s.a).view(n, 2 * C, F)
+        da = feature_map.backward(d_kv, s.f, s.a, s.f_scale).view(n, 2 * C, F)
         total.features.baddbmm_(s.kv.view(n, 2 * C, V).mT, da)
         d_kv = torch.bmm(da, parameters.features.mT).view(n, C, 2, V)
     d_kv[:, :, 1] += d_error[:, :, -1]
 
     # k, v, eta, alpha = S z
     dx = _gates_backward(s.x, parameters, eta_max, deta, dg, total)
-    d_made = s.made.new_empty(n, C, M - 1, V)
+    d_made = torch.empty_like(s.made)
     d_made[:, :, :2] = unit_backward(d_kv, s.kv, s.kv_scale)
     for i in (0, 1):
         torch.mul(dx[i][..., None], parameters.gate_weight[i].mT, out=d_made[:, :, 2 + i])
         total.gate_weight[i].baddbmm_(s.made[:, :, 2 + i].mT, dx[i][..., None])
     d_made = d_made.view(n, C, -1)
-    dS[..., :-V].baddbmm_(z.mT, d_made)
-    total.weight.add_(dS)
-    return torch.bmm(d_made, generators.mT), dE.add_(dS)
+    d_generators = torch.bmm(z.mT, d_made).baddbmm_(v.mT, d_own)
+    total.weight[..., :-V] += d_generators
+    dE[..., :-V] += d_generators
+    return torch.bmm(d_made, generators.mT), dE
+
+
+def _decays(g: Tensor) -> Tensor:
+    """e^{g_t - g_s} for s < t, 1 elsewhere: (n, M, C) → (n, M, C, C)."""
+    return (g[..., :, None] - g[..., None, :]).clamp_(max=0).exp_()
 
 
 def _gates(x: Tensor, rates: Tensor, eta_max: float) -> tuple[Tensor, Tensor]:
