@@ -2,6 +2,7 @@
 
 from nestling.ops import (
     cms_update,
+    cms_write,
     delta_rule,
     dispatch,
     gated_delta_rule,
@@ -12,6 +13,7 @@ from nestling.ops import (
 
 __all__ = [
     "cms_update",
+    "cms_write",
     "delta_rule",
     "dispatch",
     "gated_delta_rule",

@@ -27,6 +27,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "titans": ("reference", "chunk", "triton"),
     "self_modifying": ("reference", "chunk", "triton"),
     "cms_update": ("reference", "chunk"),
+    "cms_write": ("reference", "chunk", "triton"),
 }
 EXACT = ("linear_attention", "delta_rule", "gated_delta_rule")  # chunk_size changes their speed and not their numbers
 KERNEL_WIDTHS = (16, 32, 64, 128)
@@ -185,6 +186,16 @@ def cms_update(
     """Collect gradients for `period` tokens, then write once; arguments and results: cms_update.reference."""
     chosen = choose("cms_update", x.shape[1], form, x.device)
     return _function("cms_update", chosen.form)(x, error, rate, **options)
+
+
+def cms_write(
+    delta: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, keep: float = 1.0, form: Form = "auto"
+) -> Tensor:
+    """Add a factored gradient to what a level has written before; arguments and result: cms_write.reference."""
+    asked = torch.is_grad_enabled() and any(x.requires_grad for x in (delta, left, right, scale))
+    obstacle = "gradients are asked for and the kernel has no backward" if asked else None
+    chosen = choose("cms_write", left.shape[1], form, delta.device, dtype=delta.dtype, widths=(), obstacle=obstacle)
+    return _function("cms_write", chosen.form)(delta, left, right, scale, keep=keep)
 
 
 def _exact(

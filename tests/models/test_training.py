@@ -119,9 +119,13 @@ def test_positions_without_target_teach_nothing():
 
 
 @pytest.mark.parametrize("outer", ["segment", "sequence"])
-@pytest.mark.parametrize("kind", ["hope-attention", "hope"])
-def test_outer_modes_are_the_loops_written_by_hand(kind, outer):
-    model, tokens = tiny(kind, outer=outer, **{**FAST, "inner_lr": 0.5}, **PLAIN), text(1, 22)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("hope-attention", {}), ("hope", {}), ("hope-attention", {"dim": 16, "hidden": 192})],
+    ids=["hope-attention", "hope", "wide: gradients stay factored"],
+)
+def test_outer_modes_are_the_loops_written_by_hand(kind, shape, outer):
+    model, tokens = tiny(kind, outer=outer, **{**FAST, "inner_lr": 0.5}, **PLAIN, **shape), text(1, 22)
     loss, state = model.loss(tokens)
     mean, logits, fast = by_hand(model, tokens, outer)
     assert_close(loss.detach(), mean.detach(), "loss", 1e-10)

@@ -126,15 +126,18 @@ def absorb(
     exact: bool = False,
 ) -> FastState:
     """Close a segment of `tokens` (B,) tokens on every level; write the levels whose period is full."""
+    if not levels:
+        return state
+    due = torch.stack([state[path].clock + tokens >= level.period for path, level in levels.items()])
+    full = dict(zip(levels, due.cpu(), strict=True))  # the one place where the host waits for the device
     with torch.set_grad_enabled(exact), torch.autocast(tokens.device.type, enabled=False):
-        after = {path: level.absorb(state[path], seen[path], tokens) for path, level in levels.items()}
+        after = {path: level.absorb(state[path], seen[path], tokens, full[path]) for path, level in levels.items()}
         for path, level in levels.items():
             outer = _slower(path)
-            if level.rule.reset == "outer" and outer in levels:
-                after[path] = level.forget(after[path], after[outer].writes > state[outer].writes)
-            if level.rule.online:
-                slowest = _slowest(path, levels)
-                after[path] = level.remember_seen(after[path], after[slowest].writes > state[slowest].writes)
+            if level.rule.reset == "outer" and outer in levels and full[outer].any():
+                after[path] = level.forget(after[path], full[outer].to(tokens.device))
+            if level.rule.online and full[slowest := _slowest(path, levels)].any():
+                after[path] = level.remember_seen(after[path], full[slowest].to(tokens.device))
     return after
 
 
@@ -146,8 +149,8 @@ def _slower(path: str) -> str:
 
 def _slowest(path: str, levels: dict[str, ContinuumLevel]) -> str:
     """The slowest level of the same stack: the one that keeps the old keys for all of them."""
-    while _slower(path) in levels:
-        path = _slower(path)
+    while (slower := _slower(path)) in levels and slower != path:
+        path = slower
     return path
 
 

@@ -99,46 +99,46 @@ class ContinuumLevel(nn.Module):
         count = torch.zeros(rows, dtype=torch.long, device=device)
         return LevelState({}, {}, {}, {}, {}, {}, count, count, count, torch.zeros(rows, device=device))
 
-    def absorb(self, state: LevelState, seen: Observation, tokens: Tensor) -> LevelState:
-        """Close a segment of `tokens` (B,) tokens: add what it says, and write where the period is full."""
+    def absorb(self, state: LevelState, seen: Observation, tokens: Tensor, due: Tensor) -> LevelState:
+        """Close a segment of `tokens` (B,) tokens: add what it says, and write in the rows that are `due` (B,).
+
+        `due` is on the host: nothing here waits for the device.
+        """
         gradient = {n: state.gradient[n].plus(g) if n in state.gradient else g for n, g in seen.gradient.items()}
         keys = {n: state.keys[n].plus(k) if n in state.keys else k for n, k in seen.keys.items()}
         pending = {n: state.pending.get(n, 0) + s for n, s in seen.seen.items()}
         clock, targets = state.clock + tokens, state.targets + seen.targets
         full = replace(state, gradient=gradient, keys=keys, pending=pending, targets=targets, clock=clock)
-        due = clock >= self.period
-        if not bool(due.any()):
+        if not due.any():
             return full
         written = self._write(full)
-        return written if bool(due.all()) else where_rows(due, written, full)
+        return written if due.all() else where_rows(due.to(clock.device), written, full)
 
     def _write(self, s: LevelState) -> LevelState:
         """The inner rule, on every row."""
-        delta, moments, lengths, sizes = dict(s.delta), dict(s.moments), [], []
-        count = s.targets.clamp_min(1).to(next(iter(self.maps.values())).weight.dtype)
-        for name, gradient in s.gradient.items() if not self.rule.static else ():
-            m = self.maps[name]
-            step, moments[name], share = self._direction(gradient, s.moments.get(name, {}), count)
-            step = self._metric(step, m, s.seen.get(name))
-            norm = step.norm() * share
-            scale, size = self._length(norm, m.weight)
-            old = self._retain(delta.get(name, FastMatrix()), s.keys.get(name))
-            delta[name] = old.plus(step, -scale * share)
-            lengths.append((scale * norm).detach())
-            sizes.append(size)
-        length = s.norm
-        if lengths:
-            length = torch.stack(lengths).square().sum(0).sqrt() / torch.stack(sizes).square().sum().sqrt()
         zero = torch.zeros_like(s.clock)
-        return LevelState(delta, {}, {}, moments, s.seen, s.pending, zero, zero, s.writes + 1, length.float())
-
-    def _direction(self, gradient: FastMatrix, moments: Moments, count: Tensor) -> tuple[FastMatrix, Moments, Tensor]:
-        """The direction of the mean gradient as (matrix, moments, factor (B,) still to be applied to the matrix)."""
-        mean = 1 / count
-        if self.rule.direction is None:
-            return gradient, {}, mean
-        step, kept = self.rule.direction(gradient.times(mean).to_dense(), moments)
-        return FastMatrix(dense=step), kept, torch.ones_like(mean)
+        after = replace(s, gradient={}, keys={}, targets=zero, clock=zero, writes=s.writes + 1)
+        if self.rule.static or not s.gradient:
+            return after
+        maps = {name: self.maps[name] for name in s.gradient}
+        count = s.targets.clamp_min(1).to(next(iter(maps.values())).weight.dtype)
+        steps, moments = dict(s.gradient), dict(s.moments)
+        share = 1 / count  # the mean over the period, applied to the lengths instead of the matrices
+        if self.rule.direction is not None:
+            for name, gradient in s.gradient.items():
+                step, moments[name] = self.rule.direction(gradient.times(share).to_dense(), s.moments.get(name, {}))
+                steps[name] = FastMatrix(dense=step)
+            share = torch.ones_like(share)
+        steps = {name: self._metric(step, maps[name], s.seen.get(name)) for name, step in steps.items()}
+        norms = torch.stack([step.norm() for step in steps.values()]) * share  # (maps, B)
+        sizes = torch.stack([torch.linalg.vector_norm(m.weight) for m in maps.values()])[:, None]
+        scales = self._scales(norms, sizes)
+        delta = dict(s.delta)
+        for name, scale in zip(steps, -scales * share, strict=True):
+            old = self._erased(delta.get(name, FastMatrix()), s.keys.get(name))
+            delta[name] = old.plus(steps[name], scale, keep=1 - self.rule.decay)
+        length = torch.linalg.vector_norm((scales * norms).detach(), dim=0) / torch.linalg.vector_norm(sizes.detach())
+        return replace(after, delta=delta, moments=moments, norm=length.float())
 
     def _metric(self, step: FastMatrix, m: FastLinear, seen: Tensor | None) -> FastMatrix:
         """Turn the write away from directions that old inputs use: step (I + kappa C)^-1."""
@@ -147,36 +147,32 @@ class ContinuumLevel(nn.Module):
         if seen is None:
             return step if m.inner_metric is None else step.times_matrix(m.inner_metric.to(m.weight.dtype))
         scale = seen.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
-        old, count = seen / scale.clamp_min(1e-30), (scale > 0).to(seen.dtype)
-        if m.inner_keys is not None and bool(m.inner_keys.any()):
-            old = (m.inner_keys + old) / (1 + count)
+        old, parts = seen / scale.clamp_min(1e-30), (scale > 0).to(seen.dtype)
+        if m.inner_keys is not None:  # the mean of both where both are there
+            trained = m.inner_keys.to(seen.dtype)
+            old = (trained + old) / (parts + (trained != 0).any()).clamp_min(1)
         eye = torch.eye(old.shape[-1], dtype=old.dtype, device=old.device)
         return step.times_matrix(torch.linalg.inv(eye + self.rule.kappa * old))
 
-    def _length(self, norm: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The factor (B,) that gives a step of Frobenius norm (B,) its length, and the size of the weight."""
-        size = torch.linalg.vector_norm(weight)
-        rate, safe = self.inner_log_rate.exp(), norm.clamp_min(1e-20)  # stays finite in float32
-        if not self.rule.relative:
-            scale = rate.expand_as(norm)
-        else:
-            scale = rate * (self.inner_unit.expand_as(norm) if bool(self.inner_unit > 0) else size / safe)
+    def _scales(self, norms: Tensor, sizes: Tensor) -> Tensor:
+        """The factors (maps, B) that give steps of norms (maps, B) their length; `sizes` (maps, 1) of the weights."""
+        rate, safe = self.inner_log_rate.exp(), norms.clamp_min(1e-20)  # stays finite in float32
+        scales = rate.expand_as(norms)
+        if self.rule.relative:
+            scales = rate * torch.where(self.inner_unit > 0, self.inner_unit, sizes / safe)
         if math.isinf(self.rule.bound):  # the slope of infinity would be NaN
-            return scale, size.detach()
-        return torch.minimum(scale, self.rule.bound * size / safe), size.detach()
+            return scales
+        return torch.minimum(scales, self.rule.bound * sizes / safe)
 
-    def _retain(self, delta: FastMatrix, keys: FastMatrix | None) -> FastMatrix:
-        """What stays of earlier writes: (1 - decay) D (I - erase K); keys of unit length: their number is a trace."""
-        if delta.empty:
+    def _erased(self, delta: FastMatrix, keys: FastMatrix | None) -> FastMatrix:
+        """D (I - erase K) of earlier writes; keys have unit length: their number is a trace."""
+        if delta.empty or keys is None or not self.rule.erase:
             return delta
-        if self.rule.erase and keys is not None:
-            delta = delta.erase(keys, self.rule.erase / keys.trace().clamp_min(1e-12))
-        kept = self.inner_log_rate.new_full((1,), 1 - self.rule.decay)
-        return delta.times(kept) if self.rule.decay else delta
+        return delta.erase(keys, self.rule.erase / keys.trace().clamp_min(1e-12))
 
     def remember_seen(self, state: LevelState, rows: Tensor) -> LevelState:
         """In the rows (B,) that are True, what was read since joins the old keys that later writes spare."""
-        if not state.pending or not bool(rows.any()):
+        if not state.pending:
             return state
         seen = {n: state.seen.get(n, 0) + p for n, p in state.pending.items()}
         return where_rows(rows, replace(state, seen=seen, pending={}), state)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ...core.state import replace, state_class
+from ...ops.dispatch import cms_write
 
 
 @state_class
 class FastMatrix:
-    """A matrix (B, O, I) per sequence: `dense` plus the sum over r of left_r right_r^T; either part may be None.
+    """A matrix (B, O, I) per sequence: `dense`, or the sum over r of left_r right_r^T; neither = nothing yet.
 
     Attributes:
         dense: (B, O, I) or None.
@@ -27,25 +28,31 @@ class FastMatrix:
 
     def plus_outer(self, left: Tensor, right: Tensor) -> FastMatrix:
         """Add sum_r left_r right_r^T; the factors are merged once they would need more room than the matrix."""
-        if self.left is not None and self.right is not None:
-            left, right = torch.cat([self.left, left], 1), torch.cat([self.right, right], 1)
-        rank, out, inp = left.shape[1], left.shape[2], right.shape[2]
-        if self.dense is None and rank * (out + inp) < out * inp:
-            return FastMatrix(left=left, right=right)
-        product = left.transpose(1, 2) @ right
-        return FastMatrix(dense=product if self.dense is None else self.dense + product)
+        return self.plus(FastMatrix(left=left, right=right))
 
-    def plus(self, other: FastMatrix, scale: Tensor | None = None) -> FastMatrix:
-        """The sum of two fast matrices, the other's rows multiplied by `scale` (B,)."""
-        if other.dense is not None and not self.empty and scale is not None:
-            made = FastMatrix(dense=torch.addcmul(self.to_dense(), other.dense, scale.view(-1, 1, 1).to(other.dense)))
-            other = replace(other, dense=None)
-        else:
-            made = self
-        other = other if scale is None else other.times(scale)
-        if other.dense is not None:
-            made = FastMatrix(dense=other.dense if made.empty else made.to_dense() + other.dense)
-        return made if other.left is None or other.right is None else made.plus_outer(other.left, other.right)
+    def plus(self, other: FastMatrix, scale: Tensor | None = None, *, keep: float = 1.0) -> FastMatrix:
+        """keep * self + other, the other's rows multiplied by `scale` (B,)."""
+        if self.empty:
+            return (other if scale is None else other.times(scale))._fitting()
+        if other.left is None or other.right is None:
+            assert other.dense is not None, "an empty FastMatrix cannot be added"
+            mine = self.to_dense() if keep == 1 else keep * self.to_dense()
+            if scale is None:
+                return FastMatrix(dense=mine + other.dense)
+            return FastMatrix(dense=torch.addcmul(mine, other.dense, scale.view(-1, 1, 1).to(mine)))
+        if self.left is None or self.right is None:
+            one = other.left.new_ones(len(other.left)) if scale is None else scale
+            return FastMatrix(dense=cms_write(self.to_dense(), other.left, other.right, one, keep=keep))
+        left = other.left if scale is None else other.left * scale.view(-1, 1, 1).to(other.left)
+        mine = self.left if keep == 1 else keep * self.left
+        return FastMatrix(left=torch.cat([mine, left], 1), right=torch.cat([self.right, other.right], 1))._fitting()
+
+    def _fitting(self) -> FastMatrix:
+        """In the smaller of the two forms."""
+        if self.left is None or self.right is None:
+            return self
+        rank, out, inp = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+        return self if rank * (out + inp) < out * inp else FastMatrix(dense=self.to_dense())
 
     def to_dense(self) -> Tensor:
         """The matrix itself, (B, O, I)."""
