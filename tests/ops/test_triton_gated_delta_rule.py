@@ -78,12 +78,15 @@ def test_the_delta_rule_is_the_gated_rule_that_keeps_everything():
         assert_close(a.to("cpu", torch.float64), b, "delta rule", rtol=1e-5)
 
 
-def test_a_second_derivative_is_refused():
-    made = {name: x.to(DEVICE, torch.float32).requires_grad_() for name, x in inputs(4).items()}
-    o, _ = dispatch.gated_delta_rule(**made, form="triton")
-    (dv,) = torch.autograd.grad(o.square().sum(), made["v"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dv.sum().backward()
+def test_second_derivatives():
+    def gradient(form):
+        def call(**made):
+            o, state = form(**made)
+            return torch.autograd.grad(o.square().sum() + state.sum(), (made["k"], made["g"]), create_graph=True)
+
+        return call
+
+    chunk_equals_loop(gradient(kernel), gradient(loop), inputs(20, H=1), rtol=1e-5)
 
 
 @pytest.mark.gpu

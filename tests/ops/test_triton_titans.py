@@ -86,12 +86,17 @@ def test_a_chunk_that_fills_no_block_of_the_kernel():
     chunk_equals_loop(kernel, loop, inputs(40, hidden=16), rtol=1e-5, chunk_size=12)
 
 
-def test_a_second_derivative_is_refused():
-    low = {name: x.to(DEVICE, torch.float32).requires_grad_() for name, x in inputs(32, momentum=False).items()}
-    y, *_ = titans("triton", low, chunk_size=16)
-    (dv,) = torch.autograd.grad(y.square().sum(), low["v"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dv.sum().backward()
+@KINDS
+def test_second_derivatives(hidden):
+    def gradient(form):
+        def call(**made):
+            y, *_ = form(**made)
+            return torch.autograd.grad(y.square().sum(), (made["k"], made["W0"]), create_graph=True)
+
+        return call
+
+    options = {"chunk_size": 16, "decay_to": "initial"}
+    chunk_equals_loop(gradient(kernel), gradient(loop), inputs(32, hidden=hidden, H=1), rtol=1e-5, **options)
 
 
 @pytest.mark.gpu

@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nestling.ops.gated_delta_rule import chunk
 
 VALUE_BLOCK = 32  # value columns of one program that walks along the sequence
 
@@ -36,8 +37,9 @@ def gated_delta_rule(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """The numbers of reference.gated_delta_rule up to rounding; shapes and results as there. Differentiable once.
+    """The numbers of reference.gated_delta_rule up to rounding; shapes and results as there.
 
+    A gradient that is differentiated again comes from the chunk form.
     K and V are 16, 32, 64 or 128. The chunk is the power of two at or below chunk_size, from 16 to 64 (32 for float32).
     """
     if chunk_size < 1:
@@ -48,7 +50,8 @@ def gated_delta_rule(
         return v, start
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     size = min(max(1 << (chunk_size.bit_length() - 1), 16), 32 if dtype == torch.float32 else 64)
-    o, end = _GatedDeltaRule.apply(q.to(dtype), k.to(dtype), v.to(dtype), beta.float(), g.float(), start, size)
+    inputs = (q.to(dtype), k.to(dtype), v.to(dtype), beta.float(), g.float(), start)
+    o, end = _GatedDeltaRule.apply(size, *(x.contiguous() for x in inputs))
     return o.to(v.dtype), end
 
 
@@ -56,9 +59,9 @@ class _GatedDeltaRule(torch.autograd.Function):
     """Keeps the inputs and the chunk-start states; the backward recomputes the rest of a chunk from them."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        q, k, v, beta, g, start = (x.contiguous() for x in inputs[:-1])
-        shape, size = _Shape(k, v, inputs[-1]), inputs[-1]
+    def forward(ctx: Any, size: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, beta, g, start = inputs
+        shape = _Shape(k, v, size)
         keep = any(ctx.needs_input_grad)
         o, end = torch.empty_like(v), torch.empty_like(start)
         states = start.new_empty(shape.rows, shape.chunks if keep else 0, *start.shape[2:])
@@ -67,14 +70,16 @@ class _GatedDeltaRule(torch.autograd.Function):
                 q, k, v, beta, g, shape.inverse(k, beta, g), start, o, states, end,
                 *shape.tokens, KEEP=keep, **shape.walk,
             )  # fmt: skip
-        ctx.save_for_backward(q, k, v, beta, g, states)
+        ctx.save_for_backward(*inputs, states)
         ctx.size = size
         return o, end
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, do: Tensor, d_end: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, beta, g, states = ctx.saved_tensors
+        *inputs, states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (None, *_differentiable(inputs, (do, d_end)))
+        q, k, v, beta, g, _ = inputs
         shape = _Shape(k, v, ctx.size)
         do, d_end = do.contiguous(), d_end.contiguous()
         inverse, d_start, d_states = shape.inverse(k, beta, g), torch.empty_like(d_end), torch.empty_like(states)
@@ -87,7 +92,16 @@ class _GatedDeltaRule(torch.autograd.Function):
             q, k, v, beta, g, inverse, states, d_states, d_solved, do, dq, dk, dv, dbeta, dg,
             *shape.tokens, **shape.wide,
         )  # fmt: skip
-        return dq, dk, dv, dbeta, dg, d_start, None
+        return None, dq, dk, dv, dbeta, dg, d_start
+
+
+def _differentiable(inputs: list[Tensor], outer: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd records them in the chunk form: they can be differentiated again."""
+    alias = [x.view_as(x) for x in inputs]  # cuts the inputs' own history off
+    outputs = chunk.gated_delta_rule(*alias[:5], initial_state=alias[5])
+    wanted = [x for x in alias if x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True))
+    return tuple(next(found) if x.requires_grad else None for x in alias)
 
 
 class _Shape:

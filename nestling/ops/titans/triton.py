@@ -20,18 +20,18 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nestling.ops.titans import chunk
-from nestling.ops.titans.writes import Decays, decays, read_memory, written
+from nestling.ops.titans.writes import Decays, commit, decays, read_memory, written
 
 
 def titans(*arguments: Any, **options: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The numbers of reference.titans up to rounding; arguments and results as there. Differentiable once.
+    """The numbers of reference.titans up to rounding; arguments and results as there.
 
-    Widths are 16, 32, 64 or 128, chunk_size at most 64. What is left of an open chunk goes through chunk.py.
+    Widths are 16, 32, 64 or 128, chunk_size at most 64. What is left of an open chunk goes through chunk.py, and
+    a gradient that is differentiated again through the same walk in torch.
     """
     return chunk.titans(*arguments, whole=whole_chunks, **options)
 
@@ -76,7 +76,7 @@ def _borders(
     states = chunk._stack(running, transfer.shape[-1])
     shared = () if rest is None else [w.expand(len(v), *w.shape).flatten(0, 1) for w in rest]
     inputs = (x.flatten(0, 1) for x in (k, v, functional.pad(eta, (0, more)), transfer, last, *states))
-    borders = States.apply(len(states), *inputs, *shared)
+    borders = States.apply(len(states), *(x.contiguous() for x in (*inputs, *shared)))
     return [x.unflatten(0, v.shape[:2]) for x in borders]
 
 
@@ -96,7 +96,6 @@ class States(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layers: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-        inputs = tuple(x.contiguous() for x in inputs)
         tokens, firsts, rest = inputs[:5], inputs[5 : 5 + layers], inputs[5 + layers :]
         chunks = tokens[0].shape[1]
         ends = [x.new_empty(len(x), chunks + 1, *x.shape[1:]) for x in firsts]
@@ -104,15 +103,17 @@ class States(torch.autograd.Function):
             end[:, 0] = x
         with torch.cuda.device_of(tokens[0]):
             _states[(len(ends[0]),)](*tokens, *_pair(ends), *_pair(rest or ends), chunks, **_fixed(tokens, ends, rest))
-        ctx.save_for_backward(*tokens, *ends, *rest)
+        ctx.save_for_backward(*inputs, *ends)
         ctx.layers = layers
         return tuple(ends)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *d_ends: Tensor) -> tuple[Tensor | None, ...]:
-        saved, layers = ctx.saved_tensors, ctx.layers
-        tokens, ends, rest = saved[:5], saved[5 : 5 + layers], saved[5 + layers :]
+        layers = ctx.layers
+        inputs, ends = ctx.saved_tensors[:-layers], ctx.saved_tensors[-layers:]
+        if torch.is_grad_enabled():
+            return (None, *_differentiable(layers, inputs, d_ends))
+        tokens, rest = inputs[:5], inputs[5 + layers :]
         d_ends = tuple(x.clone(memory_format=torch.contiguous_format) for x in d_ends)  # becomes the whole gradient
         dk, dv, d_eta, _, d_last = (torch.empty_like(x) for x in tokens)
         d_rest = [torch.zeros_like(x) for x in rest]
@@ -123,6 +124,21 @@ class States(torch.autograd.Function):
         products = (d[:, 1:].flatten(3) @ x[:, :-1].flatten(3).mT for d, x in zip(d_ends, ends, strict=True))
         d_transfer = torch.stack(list(products)).sum(0)
         return (None, dk, dv, d_eta, d_transfer, d_last, *(x[:, 0] for x in d_ends), *d_rest)
+
+
+def _differentiable(layers: int, inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of the same walk as autograd records it in torch: they can be differentiated again."""
+    alias = [x.view_as(x) for x in inputs]  # cuts the inputs' own history off
+    k, v, eta, transfer, last = (x.float().unbind(1) for x in alias[:5])
+    borders, rest = [alias[5 : 5 + layers]], tuple(alias[5 + layers :])
+    for n in range(len(k)):
+        made = written(k[n], v[n], eta[n][..., None], chunk._weights(rest or None, [x[:, 0] for x in borders[-1]]))
+        by = Decays(last[n], last[n], transfer[n], last[n])  # of which commit takes the two last
+        borders.append([commit(x, *w, by) for x, w in zip(borders[-1], made, strict=True)])
+    outputs = [torch.stack(list(x), 1) for x in zip(*borders, strict=True)]
+    wanted = [x for x in alias if x.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))
+    return tuple(next(found) if x.requires_grad else None for x in alias)
 
 
 def _pair(matrices: Any) -> tuple[Tensor, Tensor]:
