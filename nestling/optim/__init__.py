@@ -1,5 +1,16 @@
 """Memories of gradients: optimizers as associative memories, drop-in for torch.optim (README.md)."""
 
 from nestling.optim.base import Optimizer, RuleOptimizer
+from nestling.optim.momentum import DeltaMomentum, Momentum, PreconditionedMomentum
+from nestling.optim.preconditioners import Diagonal, Given, Kronecker
 
-__all__ = ["Optimizer", "RuleOptimizer"]
+__all__ = [
+    "DeltaMomentum",
+    "Diagonal",
+    "Given",
+    "Kronecker",
+    "Momentum",
+    "Optimizer",
+    "PreconditionedMomentum",
+    "RuleOptimizer",
+]
