@@ -23,6 +23,8 @@ NAMES = [
     "models.build",
     "models.State",
     "ops.dispatch.delta_rule",
+    "ops.dispatch.newton_schulz",
+    "ops.newton_schulz.reference.newton_schulz",
 ]
 OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "self_modifying", "cms_update")
 NAMES += [f"ops.{op}.{form}.{op}" for op in OPS for form in ("reference", "chunk")]

@@ -7,6 +7,7 @@ from nestling.ops import (
     dispatch,
     gated_delta_rule,
     linear_attention,
+    newton_schulz,
     self_modifying,
     titans,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "dispatch",
     "gated_delta_rule",
     "linear_attention",
+    "newton_schulz",
     "self_modifying",
     "titans",
 ]

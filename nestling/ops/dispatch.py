@@ -1,13 +1,15 @@
 """One function per op: choose a form by name, or let the library choose.
 
-"reference" is the loop that is the equation, "chunk" the parallel form in torch, "triton" a GPU kernel, "fla" the
-kernel of flash-linear-attention. All give the same numbers up to rounding (README.md has the measured error). "auto"
-takes the kernel for CUDA tensors that it supports and the chunk form otherwise, and `choose` says why. A form is a
-module of the op's folder with a function named like the op: a new one is a file and a word in FORMS.
+"reference" is the loop that is the equation, "chunk" the parallel form in torch ("batched" where there are no tokens),
+"triton" a GPU kernel, "fla" the kernel of flash-linear-attention. All give the same numbers up to rounding (README.md
+has the measured error). "auto" takes the kernel for CUDA tensors that it supports and the parallel form otherwise, and
+`choose` says why. A form is a module of the op's folder with a function named like the op: a new one is a file and a
+word in FORMS.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nestling.ops import newton_schulz as _newton_schulz
 from nestling.ops import self_modifying as _self_modifying
 
-Form = Literal["auto", "reference", "chunk", "triton", "fla"]
+Form = Literal["auto", "reference", "chunk", "batched", "triton", "fla"]
 FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("reference", "chunk"),
     "delta_rule": ("reference", "chunk", "triton"),
@@ -28,9 +31,11 @@ FORMS: dict[str, tuple[str, ...]] = {
     "self_modifying": ("reference", "chunk", "triton"),
     "cms_update": ("reference", "chunk"),
     "cms_write": ("reference", "chunk", "triton"),
+    "newton_schulz": ("reference", "batched", "triton"),
 }
 EXACT = ("linear_attention", "delta_rule", "gated_delta_rule")  # chunk_size changes their speed and not their numbers
 KERNEL_WIDTHS = (16, 32, 64, 128)
+KERNEL_SIDE = 256  # rows of a matrix; below, a launch costs more than half of a symmetric product saves
 KERNEL_CHUNK = 64  # tokens; the C x C matrices of a longer chunk do not fit on a multiprocessor beside the memory
 
 
@@ -60,22 +65,22 @@ def choose(
     """
     if form != "auto" and form not in FORMS[op]:
         raise ValueError(f"form is {form!r}; {op} has {', '.join(('auto', *FORMS[op]))}")
-    device = torch.device(device)
-    if form in ("reference", "chunk"):
+    device, parallel = torch.device(device), FORMS[op][1]
+    if form in ("reference", parallel):
         return Choice(form, "named by the caller")
     if form != "auto":
         obstacle = obstacle or _obstacle(form, device, dtype, widths, chunk_size)
         if obstacle:
-            raise ValueError(f"form is {form!r}, but {obstacle}; use 'auto' or 'chunk'")
+            raise ValueError(f"form is {form!r}, but {obstacle}; use 'auto' or '{parallel}'")
         return Choice(form, "named by the caller")
     if tokens == 1 and op in EXACT:
         return Choice("reference", "for one token the loop has less to set up")
     if "triton" not in FORMS[op]:
-        return Choice("chunk", "the op has no kernel")
+        return Choice(parallel, "the op has no kernel")
     if device.type != "cuda":
-        return Choice("chunk", f"the tensors are on {device.type}")
+        return Choice(parallel, f"the tensors are on {device.type}")
     obstacle = obstacle or _obstacle("triton", device, dtype, widths, chunk_size)
-    return Choice("chunk", obstacle) if obstacle else Choice("triton", "CUDA tensors of a shape that the kernel takes")
+    return Choice(parallel, obstacle) if obstacle else Choice("triton", "CUDA tensors of a shape that the kernel takes")
 
 
 def _obstacle(
@@ -196,6 +201,33 @@ def cms_write(
     obstacle = "gradients are asked for and the kernel has no backward" if asked else None
     chosen = choose("cms_write", left.shape[1], form, delta.device, dtype=delta.dtype, widths=(), obstacle=obstacle)
     return _function("cms_write", chosen.form)(delta, left, right, scale, keep=keep)
+
+
+def newton_schulz(
+    X: Tensor,
+    steps: int = 5,
+    coefficients: tuple[float, float, float] = _newton_schulz.QUINTIC,
+    *,
+    eps: float = 1e-7,
+    form: Form = "auto",
+) -> Tensor:
+    """The orthogonal factor of each matrix X (..., m, n), computed in X's dtype; see newton_schulz.reference."""
+    rows = min(X.shape[-2:])
+    obstacle = "the kernel has no gradient" if X.requires_grad and torch.is_grad_enabled() else None
+    if form == "auto" and rows < KERNEL_SIDE:
+        obstacle = obstacle or f"the matrices have {rows} rows and the kernel pays from {KERNEL_SIDE} on"
+    chosen = choose("newton_schulz", 0, form, X.device, dtype=X.dtype, widths=(), obstacle=obstacle)
+    return _function("newton_schulz", chosen.form)(X, steps, coefficients, eps=eps)
+
+
+@functools.cache
+def newton_schulz_dtype(device: torch.device) -> torch.dtype:
+    """In which dtype Newton-Schulz of float32 matrices is fastest: bfloat16 where the device multiplies it natively."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
 
 
 def _exact(
