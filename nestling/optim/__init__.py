@@ -2,6 +2,7 @@
 
 from nestling.optim.base import Optimizer, RuleOptimizer
 from nestling.optim.momentum import DeltaMomentum, Momentum, PreconditionedMomentum
+from nestling.optim.muon import Muon
 from nestling.optim.preconditioners import Diagonal, Given, Kronecker
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Given",
     "Kronecker",
     "Momentum",
+    "Muon",
     "Optimizer",
     "PreconditionedMomentum",
     "RuleOptimizer",

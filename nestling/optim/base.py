@@ -24,9 +24,9 @@ State = dict[str, Any]  # what is kept for one parameter: tensors, and its clock
 class Optimizer(torch.optim.Optimizer):
     """Param groups, closures, clocks, checks, and the choice between one call for all parameters and one for each.
 
-    A final defines `update`, and where it needs to `init`, `check_group` and `check`. The entries of a param group are
-    its hyper-parameters: what a schedule changes there is used by the next step. `foreach=None` joins the parameters
-    of a group when they are on CUDA, where many small kernels cost more than the arithmetic.
+    A final defines `update`, and where it needs to `init`, `check_group`, `check` and `parts`. The entries of a param
+    group are its hyper-parameters: what a schedule changes there is used by the next step. `foreach=None` joins the
+    parameters of a group when they are on CUDA, where many small kernels cost more than the arithmetic.
     """
 
     def __init__(self, params: Params, defaults: Group, foreach: bool | None = None) -> None:
@@ -61,6 +61,12 @@ class Optimizer(torch.optim.Optimizer):
                 )
             self.check(p, group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state of torch's optimizer of the same name lacks what is ours
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -74,17 +80,22 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for part in [params] if joined(params, group["foreach"]) else [[p] for p in params]:
+            for part in self.parts(params, group):
                 grads = [self.dense(p) for p in part]
                 self.update(part, grads, [self.tick(p, group) for p in part], group)
         return loss
+
+    def parts(self, params: list[Tensor], group: Group) -> Iterable[list[Tensor]]:
+        """The parameters that one call of `update` takes together."""
+        together = group["foreach"] if group["foreach"] is not None else all(p.is_cuda for p in params)
+        return [params] if together else [[p] for p in params]
 
     def tick(self, p: Tensor, group: Group) -> State:
         """What is kept for `p`, its clock one step on."""
         state = self.state[p]
         if not state:
-            state.update(step=0, **self.init(p, group))
-        state["step"] += 1
+            state.update(self.init(p, group))
+        state["step"] = state.get("step", 0) + 1
         return state
 
     def dense(self, p: Tensor) -> Tensor:
@@ -127,11 +138,6 @@ def matrix(p: Tensor) -> Tensor:
     """A parameter as (outputs, inputs): convolution kernels (out, in, ...) flattened, a bias as the weight of the
     constant input 1, (out, 1). A view where torch can make one."""
     return p.flatten(1) if p.dim() > 1 else p.reshape(-1, 1)
-
-
-def joined(params: list[Tensor], foreach: bool | None) -> bool:
-    """Whether one call of `update` takes all of them."""
-    return foreach if foreach is not None else all(p.is_cuda for p in params)
 
 
 def decay_weights(params: list[Tensor], group: Group) -> None:

@@ -1,0 +1,92 @@
+"""What Muon and M3 share: parameters as matrices, batches of equal shape, and one Newton-Schulz for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from nestling.ops import dispatch
+from nestling.optim.base import Group, Optimizer, matrix
+
+BATCH_BYTES = 1 << 27  # of matrices that are orthogonalised together; a batch this large fills any device
+ADJUSTMENTS = (None, "original", "match_rms_adamw")
+
+
+class MatrixOptimizer(Optimizer):
+    """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape, or its transpose.
+
+    Convolution kernels (out, in, ...) count as (out, in ...); vectors and scalars are refused. foreach=False gives
+    each matrix a batch of its own.
+    """
+
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        if not 0 <= group["ns_steps"] < 100:
+            raise ValueError(f"ns_steps is {group['ns_steps']}; use 0 ... 99, 5 are enough for the quintic polynomial")
+        if group["adjust_lr_fn"] not in ADJUSTMENTS:
+            raise ValueError(f'adjust_lr_fn is {group["adjust_lr_fn"]!r}; use None, "original" or "match_rms_adamw"')
+
+    def check(self, p: Tensor, group: Group) -> None:
+        if p.dim() < 2:
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} is not a matrix; {type(self).__name__} is for hidden matrices: "
+                "give the others to AdamW, as nestling.optim.param_groups(model) does in one call"
+            )
+
+    def parts(self, params: list[Tensor], group: Group) -> Iterable[list[Tensor]]:
+        return super().parts(params, group) if group["foreach"] is False else equal_shapes(params)
+
+
+def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Lists of parameters that are matrices of one shape up to transposition, on one device and of one dtype."""
+    found: dict[tuple[object, ...], list[Tensor]] = {}
+    for p in params:
+        found.setdefault((*sorted(matrix_shape(p)), p.device, p.dtype), []).append(p)
+    for same in found.values():
+        size = max(1, BATCH_BYTES // max(1, same[0].numel() * same[0].element_size()))
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def matrix_shape(p: Tensor) -> tuple[int, int]:
+    """Outputs and inputs of a parameter."""
+    return p.shape[0], math.prod(p.shape[1:])
+
+
+def orthogonalize(matrices: list[Tensor], group: Group) -> list[Tensor]:
+    """Newton-Schulz of each, all of one shape up to transposition; in `ns_dtype`, by default the device's fastest."""
+    first = matrices[0]
+    rows, columns = sorted(matrix_shape(first))
+    stack = torch.empty(len(matrices), rows, columns, dtype=ns_dtype(first, group), device=first.device)
+    torch._foreach_copy_(list(stack.unbind()), [wide(x) for x in matrices])
+    made = dispatch.newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], eps=group["eps"])
+    return [(o if o.shape == matrix(x).shape else o.mT).reshape(x.shape) for o, x in zip(made, matrices, strict=True)]
+
+
+def ns_dtype(x: Tensor, group: Group) -> torch.dtype:
+    """The group's dtype for Newton-Schulz; float64 stays, which makes the optimizers exact for tests."""
+    if group["ns_dtype"] is not None:
+        return getattr(torch, group["ns_dtype"])
+    return x.dtype if x.dtype == torch.float64 else dispatch.newton_schulz_dtype(x.device)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The parameter as a matrix with rows <= columns."""
+    X = matrix(x)
+    return X.mT if X.shape[0] > X.shape[1] else X
+
+
+def adjusted_rate(p: Tensor, group: Group) -> float:
+    """The rate at which an orthogonal matrix of p's shape is added, by the two conventions of torch.optim.Muon."""
+    outputs, inputs = matrix_shape(p)
+    if group["adjust_lr_fn"] == "match_rms_adamw":
+        return group["lr"] * 0.2 * math.sqrt(max(outputs, inputs))
+    return group["lr"] * math.sqrt(max(1, outputs / inputs))
+
+
+def add_scaled(params: list[Tensor], updates: list[Tensor], group: Group) -> None:
+    """W <- W - adjusted rate * update."""
+    for p, update in zip(params, updates, strict=True):
+        p.add_(update, alpha=-adjusted_rate(p, group))
