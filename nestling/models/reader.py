@@ -30,6 +30,7 @@ from ..memories.continuum import (
     reading,
     tokens_to_write,
 )
+from .replay import replayed
 from .state import Carried, Segment
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1  # the next token has not arrived
 NONE = -2  # the caller says that there is no target here
+GRAPH_TOKENS = 4096  # of one call that keep their graph with outer="sequence"; more are read again for the gradient
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Reader:
         self.exact = self.outer and model.config.bptt > 0
         self.cut = not self.outer or model.config.outer == "segment"
         self.want_logits, self.want_score = logits, score
+        through = self.outer and score and not logits and not self.cut and not self.exact
+        self.replays = through and text.tokens.numel() > GRAPH_TOKENS
         self.parameters = list(parameters)
         self.gradients: list[Tensor | None] = [None] * len(self.parameters)
         self.logits: list[Tensor] = []
@@ -237,15 +241,10 @@ class Reader:
         segment = self._opened(carried, active) if self.learning else carried.segment
         wanted = self.outer or not self.static
         record = self.learning and wanted and everyone and self._whole(segment, carried.fast, size, targets)
-        now = current(self.levels, carried.fast, record=record, exact=self.exact)
-        with torch.set_grad_enabled(self.outer or record), reading(now), self._kernels():
-            hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
-            loss = self._score(hidden, targets, needed=record)
-        ready = None
-        if record:
-            ready = self._from_own_pass(now, loss, targets)
-        elif self.want_score and self.outer:
-            self.loss = loss if self.loss is None else self.loss + loss
+        if self.replays:
+            mixers, ready = self._read_for_later(carried, tokens, targets, lengths, record)
+        else:
+            mixers, ready = self._read_now(carried, tokens, targets, lengths, record)
         if record and self.cut:  # every row's segment ends here
             mixers, self.attached = detach(mixers), False
         else:
@@ -255,6 +254,44 @@ class Reader:
         elif segment is not None:
             segment = replace(segment, sealed=segment.sealed | (active & (segment.length > 0)))
         return Carried(mixers, carried.fast, segment, carried.tokens + active * size)
+
+    def _read_now(
+        self, carried: Carried, tokens: Tensor, targets: Tensor, lengths: Tensor | None, record: bool
+    ) -> tuple[list[Tree], dict[str, Observation] | None]:
+        """One pass, whose graph serves both gradients; the mixers after it, and what it says if it is recorded."""
+        now = current(self.levels, carried.fast, record=record, exact=self.exact)
+        with torch.set_grad_enabled(self.outer or record), reading(now), self._kernels():
+            hidden, mixers = self.model.body(tokens, carried.mixers, lengths)
+            loss = self._score(hidden, targets, needed=record)
+        if record:
+            return mixers, self._from_own_pass(now, loss, targets)
+        if self.want_score and self.outer:
+            self.loss = loss if self.loss is None else self.loss + loss
+        return mixers, None
+
+    def _read_for_later(
+        self, carried: Carried, tokens: Tensor, targets: Tensor, lengths: Tensor | None, record: bool
+    ) -> tuple[list[Tree], dict[str, Observation] | None]:
+        """The same in constant memory: one pass now for the levels, one in the backward pass for the parameters."""
+        seen: dict[str, Observation] = {}
+
+        def read(mixers: list[Tree], record: bool) -> tuple[Tensor, list[Tree]]:
+            with reading(current(self.levels, carried.fast, record=record)) as now:
+                hidden, mixers = self.model.body(tokens, mixers, lengths)
+                loss = self.model.token_loss(hidden, targets)
+            if record:
+                seen.update(observe(self.levels, now, loss, targets=(targets >= 0).sum(1))[0])
+            return loss, mixers
+
+        def first(mixers: list[Tree]) -> tuple[Tensor, list[Tree]]:
+            with torch.set_grad_enabled(record):
+                return read(mixers, record)
+
+        wanted = [p for p in self.model.parameters() if p.requires_grad]
+        loss, mixers = replayed(first, lambda mixers: read(mixers, False), carried.mixers, wanted)
+        self.value += loss.detach()
+        self.loss = loss if self.loss is None else self.loss + loss
+        return mixers, seen if record else None
 
     def _opened(self, carried: Carried, active: Tensor) -> Segment:
         """The open segment; where it is empty it starts here, with the mixers as they are."""
