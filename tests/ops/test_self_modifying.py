@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nestling.ops.self_modifying import Rule, chunk, reference
+from nestling.ops.self_modifying import Rule, chunk, fused, reference
 
 KINDS = ("linear", "features", "mlp")
 LITERAL = Rule(objective="l2", erase="undecayed", decay_to="zero", read="anchor", self_values=True, eta_max=0.5)
@@ -109,9 +109,72 @@ def test_odd_lengths_and_chunk_sizes(kind, chunk_size, tokens):
     assert_forms_agree(kind, rule, tokens, chunk_size, rows=1, generator_rate=0.1)
 
 
-@pytest.mark.parametrize(("kind", "chunk_size"), [("features", 64), ("linear", 16), ("linear", 1)])
-def test_a_thousand_tokens(kind, chunk_size):
-    assert_forms_agree(kind, Rule(), 1000, chunk_size, rows=1, heads=1, generator_rate=0.1)
+@pytest.mark.parametrize(
+    ("kind", "chunk_size", "tokens"),
+    [("linear", 1, 1000), ("features", 64, 1000), ("mlp", 16, 300), ("linear", 64, 4096)],
+)
+def test_long_sequences(kind, chunk_size, tokens):
+    rule = Rule(erase_hidden=True, eta_max=1.0) if kind == "mlp" else Rule()
+    rate = 0.02 if tokens > 1000 else 0.1
+    assert_forms_agree(kind, rule, tokens, chunk_size, rows=1, heads=1, count=[0], generator_rate=rate)
+
+
+CASES = [
+    ("features", "default", {"lengths": [40, 33, 7], "count": [0, 1, 3]}),
+    ("features", "default", {}),
+    ("linear", "default", {"count": [2, 2, 2]}),
+    ("mlp", "hidden erase", {"lengths": [40, 33, 7]}),
+    ("linear", "l2, initial", {"adaptive_q": True}),
+]
+
+
+def of_case(kind, rule, options, form=chunk):
+    torch.manual_seed(3)
+    options = dict(options)
+    lengths = options.pop("lengths", None)
+    arguments = inputs(kind, 40, rows=3, **options)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    return forward_and_gradients(form, arguments, lengths, rule=RULES[rule], chunk_size=4)
+
+
+@pytest.mark.parametrize(("kind", "rule", "options"), CASES)
+def test_a_backward_pass_that_recomputes_gives_the_same_bits(kind, rule, options, monkeypatch):
+    kept = of_case(kind, rule, options)
+    monkeypatch.setattr(fused, "KEEP_BYTES", 0)
+    assert all(torch.equal(a, b) for a, b in zip(of_case(kind, rule, options), kept, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "rule", "options"), CASES)
+def test_no_uninitialised_memory_is_read(kind, rule, options, monkeypatch):
+    clean, poisoned = of_case(kind, rule, options), []
+
+    def poison(make):
+        def made(*args, **options):
+            x = make(*args, **options)
+            poisoned.append(x)
+            return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(-(10**6))
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+    got = of_case(kind, rule, options)
+    monkeypatch.undo()
+    assert poisoned
+    assert all(torch.equal(a, b) for a, b in zip(got, clean, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "rule", "options"), [CASES[0], CASES[-1]])
+def test_two_threads_give_the_numbers_of_one(kind, rule, options):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(of_case(kind, rule, options))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, b.abs().max().item()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
