@@ -104,18 +104,36 @@ def dgd(eta: Dial, erase: float = 1.0) -> Rule:
     """Delta gradient descent, exact for any inputs and any number of them.
 
         argmin_W  <grad, W> + erase/2 |X W|^2 + |W - W_t|^2 / (2 eta)            X (N, K): inputs of the matrix
-        = W_t - eta (I + eta erase X^T X)^-1 (grad + erase X^T X W_t)            solved in N x N
+        = (I + eta erase X^T X)^-1 (W_t - eta grad)                              solved in the smaller of N and K
 
     One unit-norm input and erase 1 is (57); erase 0 is gradient descent. Source: (56), (57); the batch form is ours.
     """
 
     def step(u: Tensor, name: str, write: Write) -> Tensor:
-        W, X, rate = write.params[name], write.inputs[name], write.dial(eta)
-        r = u + erase * X.mT @ (X @ W)
-        gram = rate * erase * (X @ X.mT) + torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-        return -rate * (r - rate * erase * X.mT @ torch.linalg.solve(gram, X @ r))
+        X, rate = write.inputs[name], write.dial(eta)
+        moved = -rate * u
+        W = write.params[name] + moved
+        if X.shape[-2] <= X.shape[-1]:
+            return moved - erased(W, X, rate * erase)
+        return moved - erased_by_gram(W, X.mT @ X, rate * erase)
 
     return _stateless(step)
+
+
+def erased(W: Tensor, X: Tensor, rate: Tensor | float) -> Tensor:
+    """W - (I + rate X^T X)^-1 W, in N x N: what the inputs X (..., N, K) erase of W (..., K, V)."""
+    gram = _lifted(rate * (X @ X.mT))
+    return rate * X.mT @ torch.linalg.solve(gram, X @ W)
+
+
+def erased_by_gram(W: Tensor, gram: Tensor, rate: Tensor | float) -> Tensor:
+    """The same from gram = X^T X (..., K, K), in K x K."""
+    return torch.linalg.solve(_lifted(rate * gram), rate * gram @ W)
+
+
+def _lifted(A: Tensor) -> Tensor:
+    """I + A."""
+    return A + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
 
 
 def delta_momentum(

@@ -25,8 +25,10 @@ CASES: dict[str, Make] = {
     "DeltaMomentum, scalar": lambda model, **more: optim.DeltaMomentum(
         model.parameters(), 0.02, erase="scalar", **more
     ),
+    "DGD": lambda model, **more: optim.DGD(model, 0.2, erase=0.01, **more),
+    "DGD, first order": lambda model, **more: optim.DGD(model, 0.2, exact=False, erase=0.01, **more),
 }
-LOOP_ONLY: set[str] = set()  # optimizers without the argument foreach
+LOOP_ONLY = {"DGD", "DGD, first order"}  # optimizers without the argument foreach
 
 
 class Shapes(nn.Module):

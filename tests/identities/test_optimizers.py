@@ -1,10 +1,14 @@
 """Paper section 2: optimizers are memories of gradients. Numbers in brackets are equations of arXiv 2512.24695."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from nestling.core.rule import delta_momentum
 from nestling.optim import (
+    DGD,
     DeltaMomentum,
     Diagonal,
     Given,
@@ -187,3 +191,103 @@ def test_what_decayed_momentum_remembers():
         optimizer.step()
     kept = optimizer.state[W]["momentum_buffer"].flip(0).cumsum(0)
     assert kept[6].item() == pytest.approx(0.5217, abs=1e-4) and kept[43].item() == pytest.approx(0.9903, abs=1e-4)
+
+
+def dgd_step(x, weight, lr=0.7, loss=lambda y: y.sin().sum(), **options):
+    """The weight (out, in) after one step of DGD on inputs x (N, in), and its gradient -u_n at each output."""
+    layer = nn.Linear(x.shape[1], len(weight), bias=False, dtype=torch.float64)
+    layer.weight.data = weight.clone()
+    optimizer = DGD(layer, lr, **options)
+    y = layer(x)
+    y.retain_grad()
+    loss(y).backward()
+    optimizer.step()
+    return layer.weight.detach(), y.grad
+
+
+def minimise(objective, start):
+    """Numerical argmin of a smooth convex function of one matrix."""
+    W = start.clone().requires_grad_()
+    tolerance = {"tolerance_grad": 1e-13, "tolerance_change": 0}
+    solver = torch.optim.LBFGS([W], max_iter=500, line_search_fn="strong_wolfe", **tolerance)
+
+    def closure():
+        solver.zero_grad()
+        loss = objective(W)
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return W.detach()
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.3, 5.0])
+@pytest.mark.parametrize("n", [1, 3, 9])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_dgd_is_the_argmin_it_states(n, norm, reduction):
+    """(56), solved numerically for any input norm; the mean of a batch counts each sample 1/B."""
+    W, x = randn(4, 6), nn.functional.normalize(randn(n, 6), dim=-1) * norm
+    share = 1 / n if reduction == "mean" else 1.0
+    new, minus_u = dgd_step(x, W, loss=lambda y: share * y.sin().sum(), reduction=reduction)
+    u = -minus_u / share
+    expected = minimise(lambda X: share * 0.5 * (x @ X.mT - u).square().sum() + (X - W).square().sum() / (2 * 0.7), W)
+    assert_close(new, expected, "W", rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.5])
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_column_is_the_printed_closed_form(norm, exact):
+    """(57): W (I - eta' x x^T) + eta' u x^T with eta' = eta / (1 + eta |x|^2); printed for |x| = 1."""
+    W, x, eta = randn(4, 6), nn.functional.normalize(randn(1, 6), dim=-1) * norm, 0.7
+    new, minus_u = dgd_step(x, W, eta, exact=exact)
+    rate = eta / (1 + eta * norm**2)
+    assert_close(new, W - rate * W @ x.mT @ x - rate * minus_u.mT @ x, "W")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_erase_zero_is_sgd(exact):
+    torch.manual_seed(3)
+    ours = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    theirs = copy.deepcopy(ours)
+    pairs = (
+        (ours, DGD(ours, 0.1, exact, weight_decay=0.01, erase=0.0)),
+        (theirs, torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=0.01)),
+    )
+    for model, optimizer in pairs:
+        for step in range(20):
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            optimizer.zero_grad()
+            model(x).sin().mean().backward()
+            optimizer.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(p, q, "W")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_directions_orthogonal_to_the_inputs_are_untouched(exact):
+    W, x = randn(4, 6), randn(3, 6)
+    z = randn(6, 1)
+    z = z - x.mT @ torch.linalg.solve(x @ x.mT, x @ z)
+    new, _ = dgd_step(x, W, exact=exact)
+    assert_close(new @ z, W @ z, "W z")
+
+
+@pytest.mark.parametrize("orthonormal", [True, False])
+def test_a_batch_is_one_sample_after_the_other_exactly_for_orthonormal_inputs(orthonormal):
+    """Not in the paper: the batch form, reduction "sum". The sample's u is that of the first weights, as in (57)."""
+    W = randn(4, 6)
+    x = torch.linalg.qr(randn(6, 3))[0].mT if orthonormal else randn(3, 6)
+    c = randn(3, 4)
+    batch, _ = dgd_step(x, W, loss=lambda y: (c * y).sum(), reduction="sum")
+    one_by_one = W
+    for i in range(3):
+        one_by_one, _ = dgd_step(x[i : i + 1], one_by_one, loss=lambda y, i=i: (c[i] * y).sum())
+    assert torch.allclose(batch, one_by_one, rtol=1e-10, atol=1e-12) is orthonormal
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_the_first_order_form_stays_stable_for_any_inputs(size):
+    """eta' lambda_max(mean x x^T) < 1: a step without gradient only shrinks W, along the inputs."""
+    W, x = randn(4, 6), size * randn(20, 6)
+    new, _ = dgd_step(x, W, lr=10.0, loss=lambda y: 0 * y.sum(), exact=False)
+    assert 0 < new.norm() < W.norm()
