@@ -2,6 +2,7 @@
 
     python -m recipes.it_learns --steps 1250 --seeds 3          # trains the models first
     python -m recipes.it_keeps_learning --steps 1250 --seeds 3
+    python -m recipes.it_keeps_learning --steps 1250 --seeds 3 --depth 4 --models hope-attention
 
 Gain: bits per byte over the second half of the text against the same model frozen. Forgetting: rise of the loss on
 held-out Shakespeare with the fast weights after `reset_context()`. The rate is chosen on another novel with the model
@@ -41,10 +42,10 @@ def text_of(name: str, count: int) -> Tensor:
     return torch.tensor([list(bundled_text(name).encode()[:count])])
 
 
-def trained(name: str, steps: int, lr: float, seed: int) -> tuple[LanguageModel, Tensor]:
+def trained(name: str, steps: int, lr: float, seed: int, depth: int) -> tuple[LanguageModel, Tensor]:
     """A model of `it_learns`, and held-out windows of its training domain."""
-    prepared = prepare(it_learns.MODELS[name](steps=steps, lr=lr, seed=seed))
-    model = load_run(it_learns.RUNS / f"{name}-{steps}-{lr:g}-{seed}")[0]
+    prepared = prepare(it_learns.MODELS[name](steps=steps, lr=lr, seed=seed, depth=depth))
+    model = load_run(it_learns.RUNS / it_learns.run_name(name, steps, lr, seed, depth))[0]
     if model.config.window is None and name == "transformer":
         windowed = from_config(replace(model.config, window=lm_small.LENGTH))
         windowed.load_state_dict(model.state_dict())
@@ -52,14 +53,18 @@ def trained(name: str, steps: int, lr: float, seed: int) -> tuple[LanguageModel,
     return model, held_out_windows(prepared.held_out, length=lm_small.LENGTH, count=128)
 
 
-def curve_cell(name: str, steps: int, lr: float, seed: int, setting: Setting, text: str, count: int) -> Cell:
+def curve_cell(
+    name: str, steps: int, lr: float, seed: int, depth: int, setting: Setting, text: str, count: int
+) -> Cell:
     """The frontier of one model and setting on one text."""
 
     def work() -> Cell:
-        model, windows = trained(name, steps, lr, seed)
+        model, windows = trained(name, steps, lr, seed, depth)
         return frontier(model, text_of(text, count), windows, GRID, setting, stop_at=6.0).to_dict()
 
-    return cell(RUNS, f"{name}-{steps}-{seed}-{text}-{setting.name.replace(' ', '_')}", work)
+    return cell(
+        RUNS, f"{it_learns.run_name(name, steps, lr, seed, depth)}-{text}-{setting.name.replace(' ', '_')}", work
+    )
 
 
 def chosen_rate(curve: Cell) -> float:
@@ -72,25 +77,25 @@ def at_rate(curve: Cell, rate: float) -> Cell:
     return next(p for p in curve["points"] if p["rate"] == rate)
 
 
-def baseline(steps: int, lr: float, seed: int) -> Cell:
+def baseline(steps: int, lr: float, seed: int, depth: int) -> Cell:
     """The windowed Transformer on the same text: nats over the second half."""
 
     def work() -> Cell:
-        model, _ = trained("transformer", steps, lr, seed)
+        model, _ = trained("transformer", steps, lr, seed, depth)
         return {"frozen": read_text(model, text_of(TEXT, BYTES), learn=False, call_size=4096).nats(0.5)}
 
-    return cell(RUNS, f"transformer-{steps}-{seed}-{TEXT}", work)
+    return cell(RUNS, f"{it_learns.run_name('transformer', steps, lr, seed, depth)}-{TEXT}", work)
 
 
-def report(steps: int, seeds: int, rates: dict[str, float]) -> Path:
+def report(steps: int, seeds: int, depth: int, names: Sequence[str], rates: dict[str, float]) -> Path:
     """All curves, and the comparisons at the rate that was chosen on the other text."""
     metrics: Cell = {"grid": GRID, "text": TEXT, "bytes": BYTES, "rate chosen on": CHOOSING, "readers": {}}
-    metrics["transformer"] = [baseline(steps, rates["transformer"], seed) for seed in range(seeds)]
-    for name in READERS:
+    metrics["transformer"] = [baseline(steps, rates["transformer"], seed, depth) for seed in range(seeds)]
+    for name in names:
         lr = rates[name]
-        pick = chosen_rate(curve_cell(name, steps, lr, 0, THREE, CHOOSING, BYTES // 2))
+        pick = chosen_rate(curve_cell(name, steps, lr, 0, depth, THREE, CHOOSING, BYTES // 2))
         curves = {
-            s.name: [curve_cell(name, steps, lr, seed, s, TEXT, BYTES) for seed in range(seeds)]
+            s.name: [curve_cell(name, steps, lr, seed, depth, s, TEXT, BYTES) for seed in range(seeds)]
             for s in (THREE, ONE, CONTROL)
         }
         points = [at_rate(c, pick) for c in curves[THREE.name]]
@@ -105,17 +110,21 @@ def report(steps: int, seeds: int, rates: dict[str, float]) -> Path:
                 made[f"{THREE.name} - {s}, gain within {percent} % forgetting"] = vars(difference)
                 print(f"{name:15s} {THREE.name} - {s} within {percent} %: {difference}")
         metrics["readers"][name] = made
-    return write_result(f"it_keeps_learning_{steps}", {"trained with": rates}, list(range(seeds)), metrics)
+    return write_result(
+        it_learns.result_name("it_keeps_learning", steps, depth), {"trained with": rates}, list(range(seeds)), metrics
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1250)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--depth", type=int, default=it_learns.DEPTH, help="blocks of every model")
+    parser.add_argument("--models", nargs="+", choices=READERS, default=list(READERS))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rates = {name: it_learns.chosen_lr(name) for name in it_learns.MODELS}
-    print(report(options.steps, options.seeds, rates))
+    rates = {name: it_learns.chosen_lr(name) for name in ("transformer", *options.models)}
+    print(report(options.steps, options.seeds, options.depth, options.models, rates))
 
 
 if __name__ == "__main__":

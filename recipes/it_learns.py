@@ -2,8 +2,10 @@
 
     python -m recipes.it_learns --steps 300 --seeds 5
     python -m recipes.it_learns --steps 1250 --seeds 3
+    python -m recipes.it_learns --steps 1250 --seeds 3 --depth 4 --models transformer hope-attention
 
-Rates are swept with one seed at 300 steps on validation text and then frozen (the same three values for every model).
+Rates are swept with one seed at 300 steps and two blocks on validation text and then frozen (the same three values for every
+model).
 Beyond the training length the Transformer is read with full attention and with a window of the training length.
 """
 
@@ -26,14 +28,20 @@ from recipes.cells import Cell, cell, write_result
 
 RATES = (2e-3, 4e-3, 8e-3)
 MODELS = {"transformer": lm_small.transformer, "hope-attention": lm_small.hope_attention, "hope": lm_small.hope}
+DEPTH = 2
 LENGTH, BEYOND = lm_small.LENGTH, 4 * lm_small.LENGTH
 RUNS = Path("runs/it_learns")
 
 
-def train_cell(name: str, steps: int, lr: float, seed: int) -> Cell:
+def run_name(name: str, steps: int, lr: float, seed: int, depth: int) -> str:
+    """The name of a training run, of its cell and of its folder."""
+    return f"{name}-{steps}-{lr:g}-{seed}" + (f"-depth{depth}" if depth != DEPTH else "")
+
+
+def train_cell(name: str, steps: int, lr: float, seed: int, depth: int = DEPTH) -> Cell:
     """Train one model and measure it on validation text: at the training length and at four times that."""
-    folder = RUNS / f"{name}-{steps}-{lr:g}-{seed}"
-    config = MODELS[name](steps=steps, lr=lr, seed=seed)
+    folder = RUNS / run_name(name, steps, lr, seed, depth)
+    config = MODELS[name](steps=steps, lr=lr, seed=seed, depth=depth)
     return cell(RUNS, folder.name, lambda: _train_and_measure(config, folder))
 
 
@@ -75,17 +83,19 @@ def chosen_lr(name: str) -> float:
     return min(RATES, key=lambda lr: losses[f"{lr:g}"])
 
 
-def report(steps: int, seeds: int) -> Path:
+def report(steps: int, seeds: int, depth: int, names: Sequence[str]) -> Path:
     """Paired differences to the Transformer, seed by seed, and the result file."""
-    chosen = {name: chosen_lr(name) for name in MODELS}
-    cells = {name: [train_cell(name, steps, chosen[name], seed) for seed in range(seeds)] for name in MODELS}
+    chosen = {name: chosen_lr(name) for name in names}
+    cells = {name: [train_cell(name, steps, chosen[name], seed, depth) for seed in range(seeds)] for name in names}
     metrics: Cell = {
-        "sweep at 300 steps": {name: sweep(name) for name in MODELS},
+        "sweep at 300 steps": {name: sweep(name) for name in names},
         "chosen rate": chosen,
         "models": cells,
         "comparisons": {},
     }
-    for name in ("hope-attention", "hope"):
+    for name in names:
+        if name == "transformer":
+            continue
         for what in ("short", "long best"):
             mine, theirs = ([c[what] for c in cells[m]] for m in (name, "transformer"))
             difference = paired(mine, theirs)
@@ -93,22 +103,26 @@ def report(steps: int, seeds: int) -> Path:
                 "verdict": "better" if difference.excludes_zero and difference.mean < 0 else "no improvement shown"
             }
             print(f"{name:15s} {what:10s} {interval(mine)}   transformer {interval(theirs)}   difference {difference}")
-    config = {name: MODELS[name](steps=steps, lr=chosen[name]).to_dict() for name in MODELS}
-    return write_result(f"it_learns_{steps}", config, list(range(seeds)), metrics)
+    config = {name: MODELS[name](steps=steps, lr=chosen[name], depth=depth).to_dict() for name in names}
+    return write_result(result_name("it_learns", steps, depth), config, list(range(seeds)), metrics)
+
+
+def result_name(recipe: str, steps: int, depth: int) -> str:
+    """The folder of a recipe's results."""
+    return f"{recipe}_{steps}" + (f"_depth{depth}" if depth != DEPTH else "")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", choices=tuple(MODELS), help="train the cells of one model and stop")
+    parser.add_argument("--depth", type=int, default=DEPTH, help="blocks of every model")
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     options = parser.parse_args(argv)
+    if "transformer" not in options.models:
+        parser.error("--models must name transformer: the others are compared with it")
     torch.set_num_threads(1)
-    if options.only:
-        for seed in range(options.seeds):
-            train_cell(options.only, options.steps, chosen_lr(options.only), seed)
-        return
-    print(report(options.steps, options.seeds))
+    print(report(options.steps, options.seeds, options.depth, options.models))
 
 
 if __name__ == "__main__":

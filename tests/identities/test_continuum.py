@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -185,6 +186,34 @@ def test_the_old_key_metric_turns_the_write_away_from_old_inputs() -> None:
     expected = by_hand_first_write(memory, x) @ inverse
     made = nestling.learn(memory, squares, x)["stack.0"].delta["up"].to_dense()[0]
     assert_close(made, expected, "metric write", rtol=1e-9)
+
+
+def test_online_old_keys_join_when_the_slowest_level_writes() -> None:
+    """C = (C of training text + C of what was read) / 2, each of mean eigenvalue 1, from the slowest level's write on."""
+    kappa, dim, slow = 7.0, 12, 2 * PERIOD
+    rule = InnerRule(rate=RATE, relative=False, kappa=kappa, bound=1e9, online=True)
+    torch.manual_seed(0)
+    memory = ContinuumMemory(dim, periods=(PERIOD, slow), hidden=12, rules=rule).double()
+    fast, eye = memory.stack[0], torch.eye(dim, dtype=torch.float64)
+    old = torch.randn(50, dim, dtype=torch.float64) * torch.linspace(0.1, 3, dim, dtype=torch.float64)
+    fast.body.up.remember(old.T @ old / len(old), kappa=kappa, keep=0.0)
+    x = torch.randn(1, slow + PERIOD, dim, dtype=torch.float64)
+    keys = F.rms_norm(x, (dim,), fast.body.norm.weight, 1e-6).detach()[0]  # what the first map of the first level sees
+
+    def covariance(inputs: Tensor) -> Tensor:
+        moment = inputs.T @ inputs
+        return moment / moment.diagonal().mean()
+
+    only_old, with_read = covariance(old), (covariance(old) + covariance(keys[:slow])) / 2
+    state, written = None, torch.zeros((), dtype=torch.float64)
+    for start, C in ((0, only_old), (PERIOD, only_old), (slow, with_read)):
+        piece = x[:, start : start + PERIOD]
+        with fast_weights(memory, state) if state else nullcontext():
+            step = by_hand_first_write(memory, piece)
+        state = nestling.learn(memory, squares, piece, state)
+        made = state["stack.0"].delta["up"].to_dense()[0]
+        assert_close(made - written, step @ torch.linalg.inv(eye + kappa * C), f"write at {start}", rtol=1e-9)
+        written = made
 
 
 def by_hand_first_write(memory: ContinuumMemory, x: Tensor) -> Tensor:
