@@ -62,9 +62,8 @@ def curve_cell(
         model, windows = trained(name, steps, lr, seed, depth)
         return frontier(model, text_of(text, count), windows, GRID, setting, stop_at=6.0).to_dict()
 
-    return cell(
-        RUNS, f"{it_learns.run_name(name, steps, lr, seed, depth)}-{text}-{setting.name.replace(' ', '_')}", work
-    )
+    run = it_learns.run_name(name, steps, lr, seed, depth)
+    return cell(RUNS, f"{run}-{text}-{setting.name.replace(' ', '_')}", work)
 
 
 def chosen_rate(curve: Cell) -> float:

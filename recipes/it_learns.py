@@ -46,7 +46,9 @@ def train_cell(name: str, steps: int, lr: float, seed: int, depth: int = DEPTH) 
 
 
 def _train_and_measure(config: RunConfig, folder: Path) -> Cell:
-    prepared, _ = run(config, folder, resume=folder.exists())
+    prepared, result = run(config, folder, resume=folder.exists())
+    if not result.finished:
+        raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
     model = load_run(folder)[0]
     curve = [line["validation"]["loss"] for line in read_metrics(folder / "metrics.jsonl") if "validation" in line]
     return {"parameters": model.num_parameters(), "curve": curve, **measure(model, prepared.held_out)}
