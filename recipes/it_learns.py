@@ -4,9 +4,8 @@
     python -m recipes.it_learns --steps 1250 --seeds 3
     python -m recipes.it_learns --steps 1250 --seeds 3 --depth 4 --models transformer hope-attention
 
-Rates are swept with one seed at 300 steps and two blocks on validation text and then frozen (the same three values for every
-model).
-Beyond the training length the Transformer is read with full attention and with a window of the training length.
+Rates are swept with one seed at 300 steps and two blocks on validation text and then frozen (the same three values for
+every model). Beyond the training length the Transformer is read with full attention and with a window of that length.
 """
 
 from __future__ import annotations
