@@ -41,10 +41,11 @@ def train_cell(name: str, steps: int, lr: float, seed: int, depth: int = DEPTH) 
     """Train one model and measure it on validation text: at the training length and at four times that."""
     folder = RUNS / run_name(name, steps, lr, seed, depth)
     config = MODELS[name](steps=steps, lr=lr, seed=seed, depth=depth)
-    return cell(RUNS, folder.name, lambda: _train_and_measure(config, folder))
+    return cell(RUNS, folder.name, lambda: train_and_measure(config, folder))
 
 
-def _train_and_measure(config: RunConfig, folder: Path) -> Cell:
+def train_and_measure(config: RunConfig, folder: Path) -> Cell:
+    """Train in a run folder, or go on in it, and measure on validation text."""
     prepared, result = run(config, folder, resume=folder.exists())
     if not result.finished:
         raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")

@@ -109,3 +109,17 @@ def test_over_seeds() -> None:
     assert (difference.mean, difference.low, difference.high) == (1.0, 1.0, 1.0)
     assert gains_over_seeds([*a, curve((0.5, 9.0))], 1.0) is None
     assert differences_over_seeds(a, [*b[:2], curve((0.5, 9.0))], 1.0) is None
+
+
+def test_a_changed_kappa_brings_its_own_metric() -> None:
+    """The metric is a function of the old keys and of kappa; weights that are loaded bring only the keys."""
+    calibrated = model(inner_kappa=100.0)
+    calibrated.calibrate(text(200))
+    changed = reconfigured(calibrated, inner_kappa=3.0)
+    again = model(inner_kappa=3.0)
+    again.calibrate(text(200))
+    metrics = {n: b for n, b in changed.named_buffers() if n.endswith("inner_metric")}
+    assert metrics
+    for name, metric in metrics.items():
+        assert torch.equal(metric, again.get_buffer(name)), name
+        assert not torch.equal(metric, calibrated.get_buffer(name)), name

@@ -189,7 +189,7 @@ def test_the_old_key_metric_turns_the_write_away_from_old_inputs() -> None:
 
 
 def test_online_old_keys_join_when_the_slowest_level_writes() -> None:
-    """C = (C of training text + C of what was read) / 2, each of mean eigenvalue 1, from the slowest level's write on."""
+    """From the slowest level's write on C is the mean of C on training text and C on what was read."""
     kappa, dim, slow = 7.0, 12, 2 * PERIOD
     rule = InnerRule(rate=RATE, relative=False, kappa=kappa, bound=1e9, online=True)
     torch.manual_seed(0)

@@ -85,6 +85,7 @@ class ContinuumLevel(nn.Module):
             self.register_buffer("inner_log_rate", log_rate, persistent=False)
         self.register_buffer("inner_unit", torch.zeros(()))  # |W| / |usual gradient|; 0 = not calibrated
         self.inner_unit: Tensor
+        self.register_load_state_dict_post_hook(_metric_of_own_kappa)
 
     @property
     def writable(self) -> bool:
@@ -219,3 +220,10 @@ class ContinuumLevel(nn.Module):
         squares = 2 * bool(self.rule.erase) + 3 * self.rule.online
         weights = sum(matrices * m.weight.numel() + squares * m.in_features**2 for m in self.maps.values())
         return 4 * weights * (not self.rule.static) + 8 * 5 + 4 * len(self.maps)
+
+
+def _metric_of_own_kappa(level: nn.Module, _: object) -> None:
+    """Loaded weights bring the old keys, and the metric of the model they come from; a level writes by its own rule."""
+    assert isinstance(level, ContinuumLevel)
+    for m in level.maps.values():
+        m.spare_old_keys(level.rule.kappa)

@@ -140,7 +140,14 @@ class FastLinear(nn.Linear):
             scaled = moment / moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
             fresh = not bool(self.inner_keys.any())
             self.inner_keys.lerp_(scaled, 1.0 if fresh else 1.0 - keep)
-            eye = torch.eye(self.in_features, dtype=scaled.dtype, device=scaled.device)
+            self.spare_old_keys(kappa)
+
+    def spare_old_keys(self, kappa: float) -> None:
+        """Make the metric (I + kappa C)^-1 of the old keys C that are known."""
+        if self.inner_keys is None or self.inner_metric is None:
+            return
+        with torch.no_grad():
+            eye = torch.eye(self.in_features, dtype=self.inner_keys.dtype, device=self.inner_keys.device)
             self.inner_metric.copy_(torch.linalg.inv(eye + kappa * self.inner_keys))
 
 
