@@ -1,0 +1,147 @@
+"""M3: momentum on several time scales, each read through Newton-Schulz, Algorithm 1 and (75).
+
+A momentum that keeps 0.95 of itself has forgotten a gradient after some hundred steps. M3 keeps slower memories beside
+it, written once per period with the gradients of that period, and moves along the sum of what they all say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from nestling.ops.newton_schulz import QUINTIC
+from nestling.optim.base import Group, Params, State, decay_weights
+from nestling.optim.orthogonal import MatrixOptimizer, adjusted_rate, orthogonalize
+
+Scale = tuple[int, float, float]  # a slow memory: period in steps, kept fraction beta, weight alpha in the step
+
+
+class M3(MatrixOptimizer):
+    """Multi-scale momentum Muon, for hidden matrices (`param_groups` gives the others to AdamW).
+
+        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
+        D = (NS(m) + sum_k alpha_k NS(s_k)) / (sqrt(v) + eps)           s_k as it was at the last border of its period
+        W <- (1 - lr weight_decay) W - lr' |NS(m)| D / |D|
+        at a border of period k:   s_k <- b_k s_k + (1 - b_k) mean of the period's gradients
+
+    `slow` lists (period, b_k, alpha_k), any number of them. A slow memory written at the end of one period is first
+    read in the next, and is orthogonalised once per period. b2 = None leaves v out. lr' and nesterov are Muon's.
+
+    literal=True is Algorithm 1 as printed: sums (m <- m + b1 g, v <- v + b2 g^2, s <- s + b3 sum g), the plain rate,
+    and no rescaling of D. It is there for tests: the step shrinks with the scale of the loss and as 1/sqrt(steps), and
+    an entry whose gradients are small explodes.
+    DEVIATION: means for sums, |NS(m)| D / |D| so that a step is as long as Muon's whatever the scale of the loss,
+    decoupled weight decay. A sum over a period has the gradients after its first border; line 3 counts that one twice.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float | None] = (0.95, 0.999),
+        slow: Sequence[Scale] = ((10, 0.9, 0.5),),
+        weight_decay: float = 0.1,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = QUINTIC,
+        eps: float = 1e-8,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        literal: bool = False,
+        ns_dtype: str | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        defaults: Group = {"lr": lr, "betas": betas, "slow": tuple(tuple(scale) for scale in slow), "eps": eps}
+        defaults |= {"weight_decay": weight_decay, "nesterov": nesterov, "literal": literal}
+        defaults |= {"ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype}
+        super().__init__(params, {**defaults, "adjust_lr_fn": adjust_lr_fn}, foreach)
+
+    def check_group(self, group: Group) -> None:
+        super().check_group(group)
+        fractions = [beta for beta in group["betas"] if beta is not None] + [beta for _, beta, _ in group["slow"]]
+        if not all(0 <= beta <= 1 for beta in fractions):
+            raise ValueError(f"betas is {group['betas']}, slow is {group['slow']}; kept fractions lie in 0 ... 1")
+        if not all(period >= 1 and alpha >= 0 for period, _, alpha in group["slow"]):
+            raise ValueError(f"slow is {group['slow']}; use (period >= 1, beta, alpha >= 0) for each slow memory")
+
+    def init(self, p: Tensor, group: Group) -> State:
+        keys = ["momentum_buffer"] + (["second_moment"] if group["betas"][1] is not None else [])
+        keys += [key for k in range(len(group["slow"])) for key in slow_keys(k)]
+        return {key: torch.zeros_like(p) for key in keys}
+
+    def update(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group) -> None:
+        steps = self.direction(params, grads, states, group)
+        decay_weights(params, group)
+        for p, step in zip(params, steps, strict=True):
+            p.add_(step, alpha=-(group["lr"] if group["literal"] else adjusted_rate(p, group)))
+        for k, scale in enumerate(group["slow"]):
+            write_slow(k, scale, grads, states, group)
+
+    def direction(
+        self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group
+    ) -> Iterable[Tensor]:
+        """D, after writing the fast memories."""
+        beta1, beta2 = group["betas"]
+        m = [state["momentum_buffer"] for state in states]
+        write(m, grads, beta1, group)
+        nesterov = group["nesterov"] and not group["literal"]
+        fast = orthogonalize(list(torch._foreach_lerp(grads, m, beta1)) if nesterov else m, group)
+        total = [o.to(p.dtype) for o, p in zip(fast, params, strict=True)]
+        if not group["slow"] and beta2 is None:
+            return total
+        length = torch._foreach_norm(total)
+        for k, (_, _, alpha) in enumerate(group["slow"]):
+            torch._foreach_add_(total, [state[slow_keys(k)[1]] for state in states], alpha=alpha)
+        if beta2 is not None:
+            torch._foreach_div_(total, scales(grads, states, beta2, group))
+        if group["literal"]:
+            return total
+        ratios = [a / b.clamp_min(group["eps"]) for a, b in zip(length, torch._foreach_norm(total), strict=True)]
+        return torch._foreach_mul(total, ratios)
+
+
+def write(m: list[Tensor], values: list[Tensor], beta: float, group: Group) -> None:
+    """m <- beta m + (1 - beta) values; literally m <- m + beta values."""
+    if group["literal"]:
+        torch._foreach_add_(m, values, alpha=beta)
+    else:
+        torch._foreach_lerp_(m, values, 1 - beta)
+
+
+def scales(grads: list[Tensor], states: list[State], beta: float, group: Group) -> list[Tensor]:
+    """sqrt(v) + eps, after writing v; the mean is corrected for its start at zero."""
+    v = [state["second_moment"] for state in states]
+    if not group["literal"]:
+        torch._foreach_mul_(v, beta)
+    torch._foreach_addcmul_(v, grads, grads, value=beta if group["literal"] else 1 - beta)
+    roots = list(torch._foreach_sqrt(v))
+    if not group["literal"]:
+        torch._foreach_div_(roots, [(1 - beta ** state["step"]) ** 0.5 if beta < 1 else 1.0 for state in states])
+    torch._foreach_add_(roots, group["eps"])
+    return roots
+
+
+def write_slow(k: int, scale: Scale, grads: list[Tensor], states: list[State], group: Group) -> None:
+    """Add this step's share of s_k; at a border, orthogonalise it for the period to come.
+
+    s_k decays at the first step of its period and collects from then on, which needs no second buffer: between two
+    borders only what was orthogonalised at the last one is read.
+    """
+    period, beta, _ = scale
+    memory, read = slow_keys(k)
+    if not group["literal"]:
+        starting = [state[memory] for state in states if (state["step"] - 1) % period == 0]
+        if starting:
+            torch._foreach_mul_(starting, beta)
+    gain = beta if group["literal"] else (1 - beta) / period
+    torch._foreach_add_([state[memory] for state in states], grads, alpha=gain)
+    due = [state for state in states if state["step"] % period == 0]
+    if due:
+        torch._foreach_copy_([state[read] for state in due], orthogonalize([state[memory] for state in due], group))
+
+
+def slow_keys(k: int) -> tuple[str, str]:
+    """Where the k-th slow memory lies in the state, and what of it is read."""
+    return f"slow_{k}", f"slow_{k}_orthogonal"
