@@ -143,28 +143,25 @@ class Reader:
         return self._new_document(carried, border)
 
     def _close(self, carried: Carried, ends: Tensor) -> Carried:
-        segment = carried.segment
+        segment, every = carried.segment, bool(ends.all())
         assert segment is not None
         if self.cut:
-            carried = replace(carried, mixers=_for_rows(ends, detach(carried.mixers), carried.mixers))
-            self.attached = self.attached and not bool(ends.all())
-        if bool(ends.all()):
+            mixers = detach(carried.mixers) if every else where_rows(ends, detach(carried.mixers), carried.mixers)
+            carried, self.attached = replace(carried, mixers=mixers), self.attached and not every
+        if every:
             fast = self._learn_from(segment, carried.fast)
-        else:
-            index = ends.nonzero().squeeze(1)
-            part, below = select_rows(segment, index), select_rows(carried.fast, index)
-            below = self._learn_from(part, below)
-            fast = put_rows(carried.fast, index, below, len(ends))
-        zero = torch.zeros_like(segment.length)
+            zero, nothing = torch.zeros_like(segment.length), segment.tokens[:, :0]
+            no = torch.zeros_like(segment.sealed)
+            return replace(carried, fast=fast, segment=Segment(nothing, nothing, zero, no, segment.mixers, None, no))
+        index = ends.nonzero().squeeze(1)
+        part, below = select_rows(segment, index), select_rows(carried.fast, index)
+        fast = put_rows(carried.fast, index, self._learn_from(part, below), len(ends))
         rest = replace(
             segment,
-            length=torch.where(ends, zero, segment.length),
+            length=segment.length.masked_fill(ends, 0),
             sealed=segment.sealed & ~ends,
             is_ready=segment.is_ready & ~ends,
-            ready=None if bool(ends.all()) else segment.ready,
         )
-        if bool(ends.all()):
-            rest = replace(rest, tokens=rest.tokens[:, :0], targets=rest.targets[:, :0])
         return replace(carried, fast=fast, segment=rest)
 
     def _learn_from(self, segment: Segment, fast: FastState) -> FastState:
@@ -366,11 +363,16 @@ class Reader:
         size: int,
         ready: dict[str, Observation] | None,
     ) -> Segment:
-        length = segment.length
+        length, have = segment.length, segment.tokens.shape[1]
+        even = not bool((~active | (length != have)).any())
         return replace(
             segment,
-            tokens=_append_rows(segment.tokens, length, tokens, active),
-            targets=_append_rows(segment.targets, length, targets, active),
+            tokens=torch.cat([segment.tokens, tokens], 1)
+            if even
+            else _append_rows(segment.tokens, length, tokens, active),
+            targets=torch.cat([segment.targets, targets], 1)
+            if even
+            else _append_rows(segment.targets, length, targets, active),
             length=length + active * size,
             ready=ready if ready is not None else segment.ready,
             is_ready=torch.ones_like(active) if ready is not None else segment.is_ready & ~active,
@@ -402,8 +404,6 @@ def _with_next_token(segment: Segment, rows: Tensor, token: Tensor) -> Segment:
 
 def _append_rows(have: Tensor, length: Tensor, new: Tensor, active: Tensor) -> Tensor:
     """Write `new` (B, n) behind the first `length` (B,) entries of `have` (B, m), in the active rows."""
-    if bool(active.all()) and bool((length == have.shape[1]).all()):
-        return torch.cat([have, new], 1)
     size = new.shape[1]
     wide = pad_right(have, max(have.shape[1], int((length + active * size).max())))
     wide = pad_right(wide, max(wide.shape[1], size))
