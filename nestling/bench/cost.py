@@ -52,8 +52,8 @@ def linear_attention(K: int, C: int) -> Cost:
 
 
 def delta_rule(K: int, C: int) -> Cost:
-    """k·k and q·k 4CK, the solve of 2K columns 2CK, scores times writes 2CK; three products with the state 6K²."""
-    return Cost(8 * C * K + 6 * K * K, 4 * K + 1 + 2 * K * K / C)
+    """k·k and q·k 4CK, the inverse 2C²/3, times 2K columns 4CK, scores times writes 2CK; 6K² with the state."""
+    return Cost(10 * C * K + 2 * C * C / 3 + 6 * K * K, 4 * K + 1 + 2 * K * K / C)
 
 
 def gated_delta_rule(K: int, C: int) -> Cost:
@@ -62,14 +62,17 @@ def gated_delta_rule(K: int, C: int) -> Cost:
 
 
 def titans(K: int, C: int, F: int = 0, *, momentum: bool = True) -> Cost:
-    """F = 0: one matrix; else two, through a hidden width F. With momentum every read and write also meets S."""
+    """F = 0: one matrix; else two, through a hidden width F. With momentum every read and write also meets S.
+
+    Where the memory decays to its initial weights, k and q meet those of the first matrix and what was written apart.
+    """
     m = int(momentum)
     decays = Cost(2 * m * C * C, 2 + m)
     if F == 0:
         state = (1 + m) * K * K
-        return decays + Cost(4 * C * K + 2 * K * K * (1 + (2 + m) + (1 + m)), 4 * K + 2 * state / C)
+        return decays + Cost(4 * C * K + 2 * K * K * (2 + (2 + m) + (1 + m)), 4 * K + 2 * state / C)
     state = 2 * (1 + m) * K * F
-    products = 3 + 2 * (2 + m) + 2 * (1 + m)  # at the anchor: two forward, one back; reads; writes
+    products = 4 + 2 * (2 + m) + 2 * (1 + m)  # at the anchor: three forward, one back; reads; writes
     return decays + Cost(4 * C * (K + F) + 2 * K * F * products, 4 * K + 2 * state / C)
 
 

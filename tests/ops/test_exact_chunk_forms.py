@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nestling.ops import delta_rule, gated_delta_rule, linear_attention
-from nestling.testing import assert_close, chunk_equals_loop, gradcheck64
+from nestling.ops import delta_rule, gated_delta_rule, groups, linear_attention
+from nestling.testing import assert_close, chunk_equals_loop, gradcheck64, random_loss
 
 B, H, K, V = 2, 2, 4, 3
 OPS = {"linear_attention": linear_attention, "delta_rule": delta_rule, "gated_delta_rule": gated_delta_rule}
@@ -37,9 +37,11 @@ def part(made, tokens, state):
     return {arg: x[:, tokens] for arg, x in made.items() if arg != "initial_state"} | {"initial_state": state}
 
 
+LENGTHS = [(T, chunk_size) for T in (1, 63, 100, 1000) for chunk_size in (1, 16, 64)] + [(100, 48), (4096, 64)]
+
+
 @pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("chunk_size", [1, 16, 64])
-@pytest.mark.parametrize("T", [1, 63, 100, 1000])
+@pytest.mark.parametrize(("T", "chunk_size"), LENGTHS)
 def test_chunk_equals_reference_with_every_gradient(name, T, chunk_size):
     reference, chunk = forms(name)
 
@@ -47,6 +49,47 @@ def test_chunk_equals_reference_with_every_gradient(name, T, chunk_size):
         return chunk(**made, chunk_size=chunk_size)
 
     chunk_equals_loop(sized, reference, inputs(name, T))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("kept", [1, 3000])
+def test_groups_of_chunks_that_are_run_again_have_the_same_gradients(name, kept, monkeypatch):
+    monkeypatch.setattr(groups, "KEPT_BYTES", kept)
+    reference, chunk = forms(name)
+    chunk_equals_loop(lambda **made: chunk(**made, chunk_size=8), reference, inputs(name, 50))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_second_derivatives_are_those_of_the_loop(name):
+    def first(form, **options):
+        def call(**made):
+            outputs = [y.square() for y in form(**made, **options)]
+            return torch.autograd.grad(random_loss(outputs), list(made.values()), create_graph=True)
+
+        return call
+
+    reference, chunk = forms(name)
+    chunk_equals_loop(first(chunk, chunk_size=4), first(reference), inputs(name, 10), rtol=1e-9)
+
+
+def gradients(name):
+    made = {n: x.requires_grad_() for n, x in inputs(name, 100, dtype=torch.float32).items()}
+    outputs = forms(name)[1](**made, chunk_size=16)
+    return (*outputs, *torch.autograd.grad(random_loss(outputs), list(made.values())))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_two_threads_give_the_numbers_of_one(name):
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.manual_seed(0)
+            torch.set_num_threads(threads)
+            results.append(gradients(name))
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, "two threads", rtol=1e-6)
 
 
 def test_linear_attention_without_decay():

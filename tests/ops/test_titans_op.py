@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nestling.ops.titans import chunk as module
+from nestling.ops import groups
 from nestling.ops.titans.chunk import titans as chunk
 from nestling.ops.titans.reference import titans as reference
 from nestling.testing import assert_close, chunk_equals_loop, gradcheck64, random_loss
@@ -107,7 +107,7 @@ def test_an_open_chunk_goes_on_with_every_gradient(T, count, lengths, decay_to, 
 
 @pytest.mark.parametrize("kept", [1, 3000])
 def test_groups_of_chunks_that_are_run_again_have_the_same_gradients(kept, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", kept)
+    monkeypatch.setattr(groups, "KEPT_BYTES", kept)
     lengths = torch.tensor([70, 40])
     chunk_equals_loop(named(chunk), named(reference), inputs(66), chunk_size=8)
     chunk_equals_loop(
@@ -120,9 +120,9 @@ def test_groups_of_chunks_that_are_run_again_have_the_same_gradients(kept, monke
 
 
 @KINDS
-@pytest.mark.parametrize("kept", [1, module.KEPT_BYTES], ids=["again", "kept"])
+@pytest.mark.parametrize("kept", [1, groups.KEPT_BYTES], ids=["again", "kept"])
 def test_second_derivatives_are_those_of_the_loop(kept, kind, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", kept)
+    monkeypatch.setattr(groups, "KEPT_BYTES", kept)
 
     def first(form):
         def call(**made):

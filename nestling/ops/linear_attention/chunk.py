@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from nestling.ops.chunks import decay_matrix, from_chunks, to_chunks
+from nestling.ops.groups import in_groups
 
 
 def linear_attention(
@@ -21,31 +25,31 @@ def linear_attention(
         raise ValueError(f"chunk_size is {chunk_size}; use at least 1 token")
     with torch.autocast(v.device.type, enabled=False):
         dtype = torch.promote_types(v.dtype, torch.float32)
-        T = v.shape[1]
-        size = min(chunk_size, max(T, 1))
-        q, k, x = (_chunks(y.to(dtype), size) for y in (q, k, v))  # (B, H, N, C, *)
-        g = k.new_zeros(k.shape[:-1])
-        if log_decay is not None:
-            g = _chunks(log_decay.to(dtype)[..., None], size)[..., 0].cumsum(-1)  # (B, H, N, C)
-        o = (q @ k.mT * _decay_matrix(g)) @ x
-        written = (k * (g[..., -1:] - g).exp()[..., None]).mT @ x  # (B, H, N, K, V)
-        kept = g[..., -1, None, None].exp()
-        M = torch.zeros_like(written[:, :, 0]) if initial_state is None else initial_state.to(dtype)
-        starts = []
-        for n in range(written.shape[2]):
-            starts.append(M)
-            M = kept[:, :, n] * M + written[:, :, n]
-        o = o + (q * g.exp()[..., None]) @ torch.stack(starts, 2)
-        return o.flatten(2, 3)[:, :, :T].transpose(1, 2).to(v.dtype), M
+        B, T, H, K = k.shape
+        M = v.new_zeros(B, H, K, v.shape[-1], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+        if not T:
+            return v, M
+        size = min(chunk_size, T)
+        tokens = [None if x is None else to_chunks(x, size, dtype) for x in (q, k, v, log_decay)]
+        numbers = B * H * (size * (4 * K + 2 * v.shape[-1] + 3 * size) + 3 * K * v.shape[-1])
+        o, (M,) = in_groups(_group, tokens, (), [M], numbers * M.element_size())
+        return o[:, :T].to(v.dtype), M
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """(B, T, H, D) -> (B, H, N, C, D), at least one chunk; zeros fill the last, which writes nothing."""
-    missing = -x.shape[1] % size if x.shape[1] else size
-    return F.pad(x, (0, 0, 0, 0, 0, missing)).transpose(1, 2).unflatten(2, (-1, size))
-
-
-def _decay_matrix(g: Tensor) -> Tensor:
-    """exp(g_t - g_s) for s <= t, else 0: (..., C) -> (..., C, C). Only differences <= 0 are exponentiated."""
-    future = torch.ones(g.shape[-1], g.shape[-1], dtype=torch.bool, device=g.device).triu(1)
-    return (g[..., :, None] - g[..., None, :]).masked_fill(future, -torch.inf).exp()
+def _group(tokens: list[Any], _: list[Any], state: list[Any]) -> tuple[Tensor, list[Tensor]]:
+    """Some of the chunks (N, B, H, C, ...): o (B, N C, H, V) and the state after them."""
+    here: list[Any] = [None if x is None else x.contiguous() for x in tokens]
+    q, k, v, g = here
+    scores, kept = q @ k.mT, None
+    if g is None:
+        scores = scores.tril()
+    else:
+        g = g.cumsum(-1)
+        decay, grown = decay_matrix(g), g.exp()
+        scores, kept = scores * decay, grown[..., -1, None, None].unbind()
+        q, k = q * grown[..., None], k * decay[..., -1, :, None]
+    starts, (M,) = [], state
+    for n, written in enumerate((k.mT @ v).unbind()):  # (B, H, K, V)
+        starts.append(M)
+        M = M + written if kept is None else torch.addcmul(written, kept[n], M)
+    return from_chunks(scores @ v + q @ torch.stack(starts)), [M]

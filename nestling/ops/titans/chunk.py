@@ -7,18 +7,16 @@ number, c_ts. Along the loop only the writes are made; all chunks are read toget
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from nestling.ops.chunks import from_chunks, to_chunks
+from nestling.ops.groups import in_groups
 from nestling.ops.titans.reference import check
-from nestling.ops.titans.writes import Decays, commit, decays, read_memory, written
+from nestling.ops.titans.writes import advance, prepare
 from nestling.ops.walk import Matrices, pick, walk
-
-KEPT_BYTES = 64 * 2**20  # what the backward pass may find kept; beyond it, groups of chunks are run again
 
 
 class WholeChunks(Protocol):
@@ -105,17 +103,15 @@ class _Memory:
         return (*(m - w for w, m in zip(self.weights * 2, out, strict=False)), *out[2 * len(self.weights) :])
 
     def step(self, tokens: Any, anchor: Matrices, running: Matrices, alive: Tensor | None) -> tuple[Tensor, Matrices]:
-        q, k, v, *gates = _heads_first(tokens, self.dtype)  # (B, H, C, ...)
+        chunk = [None if x is None else to_chunks(x, x.shape[1], self.dtype)[0].flatten(0, 1) for x in tokens]
         if alive is not None:
-            alive = alive[:, None]
-            gates = [None if x is None else x.masked_fill(~alive, 0) for x in gates]
-        eta, log_decay, log_momentum = gates
-        by = decays(log_decay, log_momentum, alive)
-        writes = written(k, v, eta[..., None], _weights(self.rest, anchor))
-        states = _stack(running, 2 if self.momentum else 1)
-        y = read_memory(q, states, self.rest, writes, by)
-        states = [commit(s, *w, by) for s, w in zip(states, writes, strict=True)]
-        return y.transpose(1, 2), _unstack(states)
+            alive = alive.repeat_interleave(running[0].shape[1], 0)
+            chunk[3:] = [None if x is None else x.masked_fill(~alive, 0) for x in chunk[3:]]
+        rest = _per_row(self.rest, running)
+        part = prepare(chunk, rest, len(anchor) == 2, alive)
+        y, after = advance(part, rest, [x.flatten(0, 1) for x in anchor], [x.flatten(0, 1) for x in running])
+        shape = running[0].shape[:2]
+        return y.unflatten(0, shape).transpose(1, 2), [x.unflatten(0, shape) for x in after]
 
     def whole(self, tokens: Any, running: Matrices, full: Tensor | None, chunk_size: int) -> tuple[Tensor, Matrices]:
         return self.chunks(*tokens, rest=self.rest, running=running, full=full, chunk_size=chunk_size)
@@ -134,67 +130,29 @@ def whole_chunks(
     full: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Matrices]:
-    """`WholeChunks` in torch. Past KEPT_BYTES the backward pass runs groups of chunks again from their first states."""
-    states = _stack(running, 1 if log_momentum is None else 2)
-    chunks, size, outputs = q.shape[1] // chunk_size, _group(q, states, chunk_size), []
-    again = size < chunks and torch.is_grad_enabled()
-    for start in range(0, chunks, size):
-        part = slice(start * chunk_size, (start + size) * chunk_size)
-        tokens = [None if x is None else x[:, part] for x in (q, k, v, eta, log_decay, log_momentum)]
-        arguments = tokens, rest, states, None if full is None else full[start : start + size], chunk_size
-        run = partial(checkpoint, _chunks, use_reentrant=False, preserve_rng_state=False) if again else _chunks
-        y, states = run(*arguments)
+    """`WholeChunks` in torch."""
+    dtype = running[0].dtype
+    tokens = [None if x is None else to_chunks(x, chunk_size, dtype) for x in (q, k, v, eta, log_decay, log_momentum)]
+    numbers = 3 * sum(s.numel() for s in running) + 30 * q[:, :chunk_size].numel()
+    return in_groups(_group, [*tokens, full], rest or (), running, numbers * dtype.itemsize)
+
+
+def _group(tokens: list[Any], rest: list[Any], running: Matrices) -> tuple[Tensor, Matrices]:
+    """Some of the chunks, one after the other. rest: as in WholeChunks, empty for None."""
+    shape = running[0].shape[:2]
+    *tokens, full = tokens
+    here = [None if x is None else x.flatten(1, 2).contiguous() for x in tokens]  # (N, R, C, ...)
+    matrices = len(running) // (1 if here[-1] is None else 2)
+    flat, running = _per_row(tuple(rest) or None, running), [x.flatten(0, 1) for x in running]
+    full = None if full is None else full.repeat_interleave(shape[1], 1)
+    outputs = []
+    for n, part in enumerate(prepare(here, flat, matrices == 2).unbind()):
+        y, after = advance(part, flat, running[:matrices], running)
+        running = pick(None if full is None else full[n], after, running)
         outputs.append(y)
-    return torch.cat(outputs, 1), _unstack(states)
+    return from_chunks(torch.stack(outputs).unflatten(1, shape)), [x.unflatten(0, shape) for x in running]
 
 
-def _group(q: Tensor, states: Matrices, chunk_size: int) -> int:
-    """How many chunks autograd may keep: per chunk about three times its states and thirty times its tokens."""
-    numbers = 3 * sum(s.numel() for s in states) + 30 * q[:, :chunk_size].numel()
-    return max(KEPT_BYTES // (numbers * states[0].element_size()), 1)
-
-
-def _chunks(
-    tokens: list[Any],
-    rest: tuple[Tensor, ...] | None,
-    states: Matrices,
-    full: Tensor | None,
-    chunk_size: int,
-) -> tuple[Tensor, Matrices]:
-    """One group: what each chunk writes, one after the other, then all reads at once."""
-    cut = [None if x is None else x.unflatten(1, (-1, chunk_size)) for x in tokens]
-    q, k, v, eta, log_decay, log_momentum = _heads_first(cut, states[0].dtype)  # (B, H, N, C, ...)
-    by = decays(log_decay, log_momentum)
-    per_chunk = zip(*(x.unbind(2) for x in (k, v, eta[..., None], *by)), strict=True)
-    starts, writes = [], []
-    for n, (k_n, v_n, eta_n, *by_n) in enumerate(per_chunk):
-        made = written(k_n, v_n, eta_n, _weights(rest, [s[:, :, 0] for s in states]))
-        starts.append(states)
-        writes.append(made)
-        after = [commit(s, *w, Decays(*by_n)) for s, w in zip(states, made, strict=True)]
-        states = pick(None if full is None else full[n], after, states)
-    firsts = [torch.stack(x, 2) for x in zip(*starts, strict=True)]  # (B, H, N, S, F, V)
-    joined = [
-        (torch.stack(f, 2), torch.stack(e, 2)) for f, e in (zip(*w, strict=True) for w in zip(*writes, strict=True))
-    ]
-    y = read_memory(q, firsts, None if rest is None else tuple(w[:, None] for w in rest), joined, by)
-    return y.flatten(2, 3).transpose(1, 2), states
-
-
-def _heads_first(tokens: Any, dtype: torch.dtype) -> list[Any]:
-    """(B, T, H, K) and (B, T, H) -> (B, H, T, ...), None for None."""
-    return [None if x is None else x.to(dtype).movedim(-2 if i < 3 else -1, 1) for i, x in enumerate(tokens)]
-
-
-def _weights(rest: tuple[Tensor, ...] | None, decaying: Matrices) -> Matrices:
-    return decaying if rest is None else [w + m for w, m in zip(rest, decaying, strict=True)]
-
-
-def _stack(running: Matrices, per_matrix: int) -> Matrices:
-    """(M..., S...) -> one (B, H, S, F, V) per matrix, S = per_matrix."""
-    matrices = len(running) // per_matrix
-    return [torch.stack(running[i::matrices], 2) for i in range(matrices)]
-
-
-def _unstack(states: Matrices) -> Matrices:
-    return [x for parts in zip(*(s.unbind(2) for s in states), strict=True) for x in parts]
+def _per_row(rest: tuple[Tensor, ...] | None, running: Matrices) -> Matrices | None:
+    """(H, F, V) -> (B H, F, V)."""
+    return None if rest is None else [w.expand(len(running[0]), *w.shape).flatten(0, 1) for w in rest]

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nestling.ops.titans import chunk
-from nestling.ops.titans.writes import Decays, commit, decays, read_memory, written
+from nestling.ops.titans.writes import Part, commit_memory, decays, prepare, read_memory, written
 
 
 def titans(*arguments: Any, **options: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -51,47 +51,55 @@ def whole_chunks(
 ) -> tuple[Tensor, list[Tensor]]:
     """`chunk.WholeChunks`: states by the kernel, then all reads; the backward pass makes the reads again."""
     low = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    cut = [None if x is None else x.unflatten(1, (-1, chunk_size)) for x in (q, k, v, eta, log_decay, log_momentum)]
-    k, v = (x.to(low).unflatten(1, (-1, chunk_size)).movedim(-2, 1) for x in (k, v))  # (B, H, N, C, K)
-    q, _, _, eta, log_decay, log_momentum = chunk._heads_first(cut, torch.float32)
-    by = decays(log_decay, log_momentum)
-    borders = _borders(k, v, eta, by, rest, running, full)
+    tokens: list[Any] = [  # (R, N, C, ...)
+        None if x is None else x.unflatten(1, (-1, chunk_size)).movedim(3, 1).flatten(0, 1)
+        for x in (q, k, v, eta, log_decay, log_momentum)
+    ]
+    rows, shape = tokens[0].shape[:2], running[0].shape[:2]
+    flat = None if rest is None else [w.expand(len(q), *w.shape).flatten(0, 1) for w in rest]
+    layers = len(running) // (1 if log_momentum is None else 2)
+    borders = _borders(
+        [x if x is None else x.to(low) if i < 3 else x.float() for i, x in enumerate(tokens)],
+        flat,
+        [torch.stack(running[i::layers], 2).flatten(0, 1) for i in range(layers)],
+        full,
+    )
     reads = partial(checkpoint, _reads, use_reentrant=False) if torch.is_grad_enabled() else _reads
-    y = reads(q, k, v, eta, by, rest, [x[:, :, :-1] for x in borders])
-    return y.flatten(2, 3).transpose(1, 2), chunk._unstack([x[:, :, -1] for x in borders])
+    y = reads([None if x is None else x.flatten(0, 1).float() for x in tokens], flat, [x[:, :-1] for x in borders])
+    y = y.unflatten(0, (*shape, rows[1])).flatten(2, 3).transpose(1, 2)
+    return y, [x[:, -1, s].unflatten(0, shape) for s in range(borders[0].shape[2]) for x in borders]
 
 
-def _borders(
-    k: Tensor, v: Tensor, eta: Tensor, by: Decays, rest: Any, running: list[Tensor], full: Tensor | None
-) -> list[Tensor]:
-    """(B, H, N + 1, S, F, V) for each matrix. A row's chunk that is not full keeps all and writes nothing."""
-    transfer, last = by.transfer, by.last
+def _borders(tokens: list[Any], rest: list[Tensor] | None, states: list[Tensor], full: Tensor | None) -> list[Tensor]:
+    """(R, N + 1, S, F, V) for each matrix. A row's chunk that is not full keeps all and writes nothing."""
+    _, k, v, eta, log_decay, log_momentum = tokens
+    _, _, last, transfer = decays(log_decay, log_momentum, None)
+    last, transfer = last[..., 0].mT, transfer[..., 0, 0]  # (R, N, C, S), (R, N, S, S)
     if full is not None:
-        mask, S = full.T[:, None, :, None, None], transfer.shape[-1]
-        transfer = torch.where(mask, transfer, torch.eye(S, device=v.device))
+        mask = full.T.repeat_interleave(len(k) // full.shape[1], 0)[..., None, None]
+        transfer = torch.where(mask, transfer, torch.eye(transfer.shape[-1], device=v.device))
         last = torch.where(mask, last, 0.0)
-    tokens = k.shape[3]
-    more = max(16, triton.next_power_of_2(tokens)) - tokens  # tokens without rate that write nothing
+    length = k.shape[2]
+    more = max(16, triton.next_power_of_2(length)) - length  # tokens without rate that write nothing
     k, v, last = (functional.pad(x, (0, 0, 0, more)) for x in (k, v, last))
-    states = chunk._stack(running, transfer.shape[-1])
-    shared = () if rest is None else [w.expand(len(v), *w.shape).flatten(0, 1) for w in rest]
-    inputs = (x.flatten(0, 1) for x in (k, v, functional.pad(eta, (0, more)), transfer, last, *states))
-    borders = States.apply(len(states), *(x.contiguous() for x in (*inputs, *shared)))
-    return [x.unflatten(0, v.shape[:2]) for x in borders]
+    inputs = (k, v, functional.pad(eta, (0, more)), transfer, last, *states, *(rest or ()))
+    return States.apply(len(states), *(x.contiguous() for x in inputs))
 
 
-def _reads(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, by: Decays, rest: Any, starts: list[Tensor]) -> Tensor:
-    """All tokens of all chunks, from the states at the chunks' starts: (B, H, N, C, K)."""
-    rest = None if rest is None else [w[:, None] for w in rest]
-    made = written(k.float(), v.float(), eta[..., None], chunk._weights(rest, [x[..., 0, :, :] for x in starts]))
-    return read_memory(q, starts, rest, made, by)
+def _reads(tokens: list[Any], rest: list[Tensor] | None, starts: list[Tensor]) -> Tensor:
+    """All tokens of all chunks (R N, C, ...), from the states at the chunks' starts: (R N, C, K)."""
+    chunks = starts[0].shape[1]
+    rest = None if rest is None else [w.repeat_interleave(chunks, 0) for w in rest]
+    running = [x[:, :, s].flatten(0, 1) for s in range(starts[0].shape[2]) for x in starts]
+    part = prepare(tokens, rest, len(starts) == 2)
+    return read_memory(part, rest, running, written(part, rest, running[: len(starts)]))
 
 
 class States(torch.autograd.Function):
     """The states of each matrix at every chunk border, (R, N + 1, S, F, V) float32, from those at the first one.
 
-    layers 1 or 2; k, v (R, N, C, K), eta (R, N, C); transfer (R, N, S, S), last (R, N, C, S) as in writes.Decays; then
-    per matrix its first states (R, S, F, V); then per matrix the weight (R, F, V) that it decays to, or nothing.
+    layers 1 or 2; k, v (R, N, C, K), eta (R, N, C); transfer (R, N, S, S), last (R, N, C, S), made by writes.decays;
+    then per matrix its first states (R, S, F, V); then per matrix the weight (R, F, V) that it decays to, or nothing.
     """
 
     @staticmethod
@@ -129,12 +137,14 @@ class States(torch.autograd.Function):
 def _differentiable(layers: int, inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of the same walk as autograd records it in torch: they can be differentiated again."""
     alias = [x.view_as(x) for x in inputs]  # cuts the inputs' own history off
-    k, v, eta, transfer, last = (x.float().unbind(1) for x in alias[:5])
-    borders, rest = [alias[5 : 5 + layers]], tuple(alias[5 + layers :])
-    for n in range(len(k)):
-        made = written(k[n], v[n], eta[n][..., None], chunk._weights(rest or None, [x[:, 0] for x in borders[-1]]))
-        by = Decays(last[n], last[n], transfer[n], last[n])  # of which commit takes the two last
-        borders.append([commit(x, *w, by) for x, w in zip(borders[-1], made, strict=True)])
+    borders, rest = [alias[5 : 5 + layers]], alias[5 + layers :] or None
+    for k, v, eta, transfer, last in zip(*(x.float().unbind(1) for x in alias[:5]), strict=True):
+        last, transfer, k_rest = last.mT[..., None], transfer[..., None, None], None if rest is None else k @ rest[0]
+        error = v - k if layers == 2 else v
+        part = Part(k, k, error, eta[..., None], last, last, last, transfer, last, None, k_rest)  # as far as it is used
+        running = [x[:, s] for s in range(borders[-1][0].shape[1]) for x in borders[-1]]
+        after = commit_memory(part, running, written(part, rest, running[:layers]))
+        borders.append([torch.stack(after[i::layers], 1) for i in range(layers)])
     outputs = [torch.stack(list(x), 1) for x in zip(*borders, strict=True)]
     wanted = [x for x in alias if x.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))

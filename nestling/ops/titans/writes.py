@@ -1,95 +1,135 @@
-"""What one part of a chunk consists of: its writes, the matrices after them, and reads in between (README.md).
+"""What one part of a chunk consists of: its writes, the reads between them, the matrices after them (README.md).
 
-A matrix M and its surprise S are the states of one linear system, stacked along an axis of length 2, or 1 without
-momentum. Letters: C tokens of the part, S states of a matrix, F its input width, V its output width.
+What does not need the matrices is prepared for all chunks together; `advance` is what remains along the loop. A matrix
+M and its surprise S are the states of one linear system. Letters: R rows times heads, C tokens of the part, F input
+width of a matrix, V its output width, S number of states: 2, or 1 without momentum.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Write = tuple[Tensor, Tensor]  # keys (..., C, F) and values (..., C, V) of a matrix: each token adds f e^T
+from nestling.ops.chunks import decay_matrix
+
+Matrices = list[Tensor]  # (R, F, V) each
+Write = tuple[Tensor, Tensor]  # keys (R, C, F) and values (R, C, V) of one matrix
 
 
-class Decays(NamedTuple):
-    """What is left of earlier things inside one part; the same for all matrices of a head."""
+class Part(NamedTuple):
+    """One part of a chunk, or N of them with N in front of every shape."""
 
-    reach: Tensor  # (..., C, S) of the first states, in M_t
-    writes: Tensor  # (..., C, C) c_ts, of write s in M_t
-    transfer: Tensor  # (..., S, S) of the first states (last axis) in the last ones
-    last: Tensor  # (..., C, S) of write s in the last states
+    q: Tensor  # (R, C, K)
+    k: Tensor
+    error: Tensor  # (R, C, K) v - M(k) for a memory whose matrices are zero
+    eta: Tensor  # (R, C, 1)
+    reach: Tensor  # (R, S, C, 1) of the first states, in M_t
+    found: Tensor  # (R, C, C) c_ts, of write s in M_t
+    last: Tensor  # (R, S, C, 1) of write s, in the last states
+    transfer: Tensor  # (R, S, S, 1, 1) of the first states (second S) in the last ones
+    scores: Tensor  # (R, C, C) c_ts q_t.k_s
+    q_rest: Tensor | None  # (R, C, V) q and k through what does not decay of the first matrix
+    k_rest: Tensor | None
+
+    def unbind(self) -> Iterator[Part]:
+        fields: list[Any] = [repeat(None) if x is None else x.unbind() for x in self]
+        return (Part(*each) for each in zip(*fields, strict=False))
 
 
-def decays(log_decay: Tensor, log_momentum: Tensor | None, alive: Tensor | None = None) -> Decays:
-    """M_t = A_t M_0 + sum_{s<=t} A_t/A_s S_s and S_s = H_s S_0 + sum_{r<=s} H_s/H_r w_r, so c = (A_t/A_s)(H_s/H_r).
+def prepare(tokens: list[Any], rest: Matrices | None, residual: bool, alive: Tensor | None = None) -> Part:
+    """q, k, v (..., R, C, K), eta, log decay and log momentum or None (..., R, C) -> Part. alive (R, C)."""
+    q, k, v, eta, log_decay, log_momentum = tokens
+    reach, found, last, transfer = decays(log_decay, log_momentum, alive)
+    q_rest, k_rest = (None if rest is None else torch.einsum("...rcf,rfv->...rcv", x, rest[0]) for x in (q, k))
+    error = v - k if residual else v
+    return Part(q, k, error, eta[..., None], reach, found, last, transfer, found * (q @ k.mT), q_rest, k_rest)
 
-    (..., C) each. Tokens that are not alive pass S on without adding it to M.
+
+def decays(
+    log_decay: Tensor, log_momentum: Tensor | None, alive: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """reach, found, last and transfer of a Part, from gates (..., C).
+
+    M_t = A_t M_0 + sum_{s<=t} A_t/A_s S_s and S_s = H_s S_0 + sum_{r<=s} H_s/H_r w_r, so c = (A_t/A_s)(H_s/H_r).
+    Tokens that are not alive pass S on without adding it to M.
     """
     g = log_decay.cumsum(-1)
-    A, from_start = decay_matrix(g), g.exp()[..., None]
+    A, kept = decay_matrix(g), g.exp()
     if log_momentum is None:
-        return Decays(from_start, A, from_start[..., -1:, :], A[..., -1, :, None])
+        return kept[..., None, :, None], A, A[..., None, -1, :, None], kept[..., None, None, -1:, None]
     m = log_momentum.cumsum(-1)
     if alive is not None:
         A = A * alive[..., None, :]
-    H, echo = decay_matrix(m), m.exp()[..., None]
-    reach, writes = torch.cat([from_start, A @ echo], -1), A @ H
-    end = torch.cat([torch.zeros_like(echo[..., -1, :]), echo[..., -1, :]], -1)
-    transfer = torch.stack([reach[..., -1, :], end], -2)
-    return Decays(reach, writes, transfer, torch.stack([writes[..., -1, :], H[..., -1, :]], -1))
+    H, echo = decay_matrix(m), m.exp()
+    reach, found = torch.stack([kept, (A @ echo[..., None])[..., 0]], -2), A @ H
+    last = torch.stack([found[..., -1, :], H[..., -1, :]], -2)
+    end = torch.stack([torch.zeros_like(echo[..., -1]), echo[..., -1]], -1)
+    transfer = torch.stack([reach[..., -1], end], -2)
+    return reach[..., None], found, last[..., None], transfer[..., None, None]
 
 
-def written(k: Tensor, v: Tensor, eta: Tensor, M: list[Tensor]) -> list[Write]:
-    """For each matrix, keys f (..., C, F) and values -eta e (..., C, V): -eta grad 1/2 |M(k) - v|^2 = -eta f e^T.
+def advance(part: Part, rest: Matrices | None, anchor: Matrices, running: Matrices) -> tuple[Tensor, Matrices]:
+    """Read and write one part: y (R, C, K) and the new running.
 
-    k, v (..., C, K), eta (..., C, 1), M the matrices (..., F, V) at the last chunk border.
+    rest: what does not decay of each matrix, None = nothing. anchor: what decays, at the last chunk border, where the
+    gradients are taken. running: what decays before the first token, then, with momentum, the surprise of each matrix.
     """
-    if len(M) == 1:
-        return [(k, eta * (v - k @ M[0]))]
-    a = k @ M[0]
+    writes = written(part, rest, anchor)
+    return read_memory(part, rest, running, writes), commit_memory(part, running, writes)
+
+
+def written(part: Part, rest: Matrices | None, anchor: Matrices) -> list[Write]:
+    """For each matrix the keys and values whose products it grows by: -eta times the gradient of 1/2 |M(k) - v|^2."""
+    a = plus(part.k_rest, part.k, anchor[0])
+    if len(anchor) == 1:
+        return [(part.k, part.eta * (part.error - a))]
     s = a.sigmoid()
     h = a * s
-    out = eta * (v - k - h @ M[1])
-    return [(k, (out @ M[1].mT) * (s + h * (1 - s))), (h, out)]
+    W = anchor[1] if rest is None else rest[1] + anchor[1]
+    out = part.eta * (part.error - h @ W)
+    return [(part.k, (out @ W.mT) * (s + h * (1 - s))), (h, out)]
 
 
-def commit(state: Tensor, keys: Tensor, values: Tensor, by: Decays) -> Tensor:
-    """The states (..., S, F, V) after the part's last token."""
-    kept = by.transfer @ state.flatten(-2)  # (..., S, F V)
-    grown = weigh(keys, by.last).mT @ values  # (..., S F, V)
-    return kept.view_as(state) + grown.view_as(state)
+def read_memory(part: Part, rest: Matrices | None, running: Matrices, writes: list[Write]) -> Tensor:
+    """y_t = M_t(q_t)."""
+    (_, values), layers = writes[0], len(writes)
+    z = read(part.q_rest, part.q, part.scores, values, running[::layers], part)
+    if layers == 1:
+        return z
+    z, (h, out) = functional.silu(z), writes[1]
+    y = part.q if rest is None else torch.baddbmm(part.q, z, rest[1])
+    return read(y, z, part.found * (z @ h.mT), out, running[1::2], part)
 
 
-def read(q: Tensor, state: Tensor, rest: Tensor | None, keys: Tensor, values: Tensor, by: Decays) -> Tensor:
-    """q_t through the matrix as it is at t: (..., C, F) -> (..., C, V)."""
-    y = weigh(q, by.reach) @ state.flatten(-3, -2) + (by.writes * (q @ keys.mT)) @ values
-    return y if rest is None else y + q @ rest
+def commit_memory(part: Part, running: Matrices, writes: list[Write]) -> Matrices:
+    """Running after the part's last token."""
+    layers = len(writes)
+    after = [commit(running[i::layers], *write, part) for i, write in enumerate(writes)]
+    return [x for same in zip(*after, strict=True) for x in same]
 
 
-def read_memory(
-    q: Tensor,
-    states: list[Tensor],
-    rest: tuple[Tensor, ...] | None,
-    writes: list[Write],
-    by: Decays,
-) -> Tensor:
-    """M_t(q_t): (..., C, K) -> (..., C, K)."""
-    z = q
-    for i, (state, made) in enumerate(zip(states, writes, strict=True)):
-        z = read(functional.silu(z) if i else z, state, None if rest is None else rest[i], *made, by)
-    return z if len(states) == 1 else q + z
+def read(base: Tensor | None, f: Tensor, scores: Tensor, values: Tensor, state: Matrices, part: Part) -> Tensor:
+    """base + f_t through what decays of a matrix, as it is at t: (R, C, F) -> (R, C, V)."""
+    y = base
+    for reach, M in zip(part.reach.unbind(1), state, strict=True):
+        y = plus(y, reach * f, M)
+    return plus(y, scores, values)
 
 
-def weigh(x: Tensor, by: Tensor) -> Tensor:
-    """x (..., C, F) once for each of by (..., C, S), side by side: (..., C, S F)."""
-    return x * by if by.shape[-1] == 1 else (by[..., :, None] * x[..., None, :]).flatten(-2)
+def commit(state: Matrices, keys: Tensor, values: Tensor, part: Part) -> Matrices:
+    """The states of a matrix after the part's last token."""
+    kept, new = part.transfer, [torch.bmm((last * keys).mT, values) for last in part.last.unbind(1)]
+    M = torch.addcmul(new[0], kept[:, 0, 0], state[0])
+    if len(state) == 1:
+        return [M]
+    return [torch.addcmul(M, kept[:, 0, 1], state[1]), torch.addcmul(new[1], kept[:, 1, 1], state[1])]
 
 
-def decay_matrix(g: Tensor) -> Tensor:
-    """exp(g_t - g_s) for s <= t, else 0: (..., C) -> (..., C, C). Only differences <= 0 are exponentiated."""
-    future = torch.ones(g.shape[-1], g.shape[-1], dtype=torch.bool, device=g.device).triu(1)
-    return (g[..., :, None] - g[..., None, :]).masked_fill(future, -torch.inf).exp()
+def plus(base: Tensor | None, x: Tensor, M: Tensor) -> Tensor:
+    """base + x M, batch by batch."""
+    return torch.bmm(x, M) if base is None else torch.baddbmm(base, x, M)
