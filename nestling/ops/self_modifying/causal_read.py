@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nestling.ops.self_modifying import features as feature_map
-from nestling.ops.self_modifying.replay import Given, differentiable
+from nestling.ops.self_modifying.derivatives import Given, differentiable
 from nestling.ops.self_modifying.writes import decay_matrix, read_written, shift
 
 

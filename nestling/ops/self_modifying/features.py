@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestling.ops.self_modifying.replay import differentiable
+from nestling.ops.self_modifying.derivatives import differentiable
 from nestling.ops.self_modifying.writes import EPS, unit
 
 TOKENS = 64  # of every row and head in a block

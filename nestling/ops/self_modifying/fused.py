@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nestling.ops.self_modifying import features as feature_map
+from nestling.ops.self_modifying.derivatives import differentiable
 from nestling.ops.self_modifying.features import scale, unit_backward
-from nestling.ops.self_modifying.replay import differentiable
+from nestling.ops.self_modifying.triangular import decays
 
 KEEP_BYTES = 256 * 2**20  # of intermediates in one call; beyond it the backward pass runs each chunk again
 
@@ -186,7 +187,7 @@ def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tu
 
     # (I + A K Kᵀ eta) m = target - M_0 k - e^g E k
     error = torch.addcmul(base, torch.bmm(k, E).view(n, C, M, V), _columns(g.exp()), value=-1)
-    A = _decays(g)
+    A = decays(g, g)
     L = (A * torch.bmm(k, k.mT).tril_(-1)[:, None]).mul_(eta[..., None, :])
     right = error.transpose(1, 2).contiguous()
     m = torch.linalg.solve_triangular(L.mT, right.mT, upper=True, left=False, unitriangular=True).mT
@@ -273,11 +274,6 @@ def _backward(
     total.weight[..., :-V] += d_generators
     dE[..., :-V] += d_generators
     return torch.bmm(d_made, generators.mT), dE
-
-
-def _decays(g: Tensor) -> Tensor:
-    """e^{g_t - g_s} for s < t, 1 elsewhere: (n, M, C) → (n, M, C, C)."""
-    return (g[..., :, None] - g[..., None, :]).clamp_(max=0).exp_()
 
 
 def _gates(x: Tensor, rates: Tensor, eta_max: float) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from nestling.ops.self_modifying.causal_read import causal_read
+from nestling.ops.self_modifying.derivatives import Given, learns
 from nestling.ops.self_modifying.features import phi
 from nestling.ops.self_modifying.fused import Results, write_chunks
-from nestling.ops.self_modifying.replay import Given, learns, scan
+from nestling.ops.self_modifying.replay import scan
 from nestling.ops.self_modifying.rule import Rule
 from nestling.ops.self_modifying.writes import (
     Gates,

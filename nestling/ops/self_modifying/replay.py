@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestling.ops.self_modifying.derivatives import Given, differentiable, learns
 from nestling.ops.self_modifying.writes import Matrices, pick
-
-Given = tuple[Any, ...]  # tensors, or None where there is none
 
 
 def scan(
@@ -34,11 +33,6 @@ def scan(
     run = _scan if not learns(*tensors) or z.shape[2] == chunk_size else _Replayed.apply
     y, *final = run(made, full, chunk_size, len(E), *tensors)
     return y, final
-
-
-def learns(*tensors: Tensor | None) -> bool:
-    """Whether autograd watches a function of these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _scan(made: Callable[..., Any], full: Tensor | None, C: int, matrices: int, *tensors: Any) -> Given:
@@ -109,13 +103,3 @@ def _gradients(outputs: Given, grads: Given, inputs: Given) -> Given:
     there = [t for t in inputs if t is not None]
     found = iter(torch.autograd.grad(outputs, there, grads, allow_unused=True, materialize_grads=True))
     return tuple(None if t is None else next(found) for t in inputs)
-
-
-def differentiable(plain: Callable[..., Given], options: tuple[Any, ...], tensors: Given, grads: Given) -> Given:
-    """The gradients of plain(*options, *tensors) as autograd records them: they can be differentiated again."""
-    alias = [None if t is None else t.view_as(t) for t in tensors]  # cuts the tensors' own history off
-    wanted = [a for a in alias if a is not None and a.requires_grad]
-    results = zip(plain(*options, *alias), grads, strict=True)
-    outputs, outer = zip(*((y, g) for y, g in results if y is not None and y.requires_grad), strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, outer, create_graph=True, allow_unused=True))
-    return tuple(next(found) if a is not None and a.requires_grad else None for a in alias)

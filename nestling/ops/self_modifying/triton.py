@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nestling.ops.self_modifying import chunk, triton_backward, triton_forward
+from nestling.ops.self_modifying.derivatives import differentiable, learns
 from nestling.ops.self_modifying.fused import Results
-from nestling.ops.self_modifying.replay import differentiable, learns
 
 Given = tuple[Tensor | None, ...]
 

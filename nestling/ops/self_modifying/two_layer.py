@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestling.ops.self_modifying.replay import Given, scan
+from nestling.ops.self_modifying.derivatives import Given
+from nestling.ops.self_modifying.replay import scan
 from nestling.ops.self_modifying.rule import Rule
 from nestling.ops.self_modifying.writes import (
     Gates,
@@ -13,6 +15,7 @@ from nestling.ops.self_modifying.writes import (
     Writes,
     commit,
     enter,
+    erasing_decays,
     leave,
     read,
     read_initial,
@@ -59,26 +62,28 @@ class TwoLayer:
         rule, rest = self.rule, self.rule.decay_to == "initial"
         S1, S2 = (self.first + anchor[0], self.second + anchor[1]) if rest else anchor
         S2 = S2.squeeze(3).unflatten(1, (-1, self.memories))  # (B, H, M, F, V)
-        made, _ = _forward(z, S1[..., :-1, :], S2[:, :, :-1])  # (B, H, M-1, C, V)
+        made = _forward(z, S1[..., :-1, :], S2[:, :, :-1])  # (B, H, M-1, C, V)
         eta, g = self.gates(made[:, :, 2], made[:, :, 3], alive)
         k, v = unit(made[:, :, 0]), unit(made[:, :, 1])
         known = slice(None) if rule.self_values else slice(-1)
-        own, _ = _forward(v, S1[..., known, :], S2[:, :, known])
+        own = _forward(v, S1[..., known, :], S2[:, :, known])
         u = targets(own.transpose(2, 3), v, rule)  # (B, H, C, M, V)
-        out, a = _forward(k, S1, S2)
-        if rule.objective == "l2":
-            u = u - out.transpose(2, 3)
         u = u.transpose(2, 3)
+        a = read(k, S1).transpose(2, 3)  # (B, H, M, C, F)
         h, s = functional.silu(a), a.sigmoid()
-        back = (u @ S2.mT) * (s * (1 + a * (1 - s)))  # (B, H, M, C, F)
+        if rule.objective == "l2":
+            u = u - (k.unsqueeze(2) + h @ S2)
+        back = (u @ S2.mT) * torch.addcmul(h + s, h, s, value=-1)  # silu' = s + h (1 - s)
         at_rest = read_initial(k, self.first) if rest else None
-        first = solve(k, back.transpose(2, 3), at_rest, read(k, running[0]), eta, g, rule.erase)
+        A = erasing_decays(g, rule.erase)
+        first = solve(k, back.transpose(2, 3), at_rest, read(k, running[0]), eta, g, rule.erase, A)
         h, u, eta2 = h.flatten(1, 2), u.flatten(1, 2).unsqueeze(3), eta.flatten(1, 2).unsqueeze(2)
         if rule.erase_hidden:
             eta2 = eta2 / (1 + eta2 * h.square().sum(-1)[:, :, None])
         at_rest = read_initial(h, self.second) if rest else None
         erase = rule.erase if rule.erase_hidden else "none"
-        second = solve(h, u, at_rest, read(h, running[1]), eta2, g.flatten(1, 2).unsqueeze(2), erase)
+        g, A = g.flatten(1, 2).unsqueeze(2), A.flatten(1, 2).unsqueeze(2)
+        second = solve(h, u, at_rest, read(h, running[1]), eta2, g, erase, A)
         y = self._read(unit(made[:, :, 4]) if q is None else q, anchor, running, first, second)
         return y, [commit(E, w) for E, w in zip(running, (first, second), strict=True)]
 
@@ -90,7 +95,6 @@ class TwoLayer:
         return q + read_last(hidden, self.second[last], anchor[1][:, last], running[1][:, last], mine, self.rule)
 
 
-def _forward(z: Tensor, S1: Tensor, S2: Tensor) -> tuple[Tensor, Tensor]:
-    """z (B, H, C, K) through 2-layer memories → outputs (B, H, M, C, V), pre-activations (B, H, M, C, F)."""
-    a = read(z, S1).transpose(2, 3)
-    return z.unsqueeze(2) + functional.silu(a) @ S2, a
+def _forward(z: Tensor, S1: Tensor, S2: Tensor) -> Tensor:
+    """z (B, H, C, K) through 2-layer memories → (B, H, M, C, V)."""
+    return z.unsqueeze(2) + functional.silu(read(z, S1).transpose(2, 3)) @ S2

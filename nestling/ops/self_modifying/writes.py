@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nestling.ops.self_modifying.rule import Rule
+from nestling.ops.self_modifying.triangular import decays, written
 
 EPS = 1e-6  # of unit length
 Matrices = list[Tensor]  # (B, G, F, M, V) each, what decays: the matrices of one group lie side by side, one key each
@@ -52,27 +53,42 @@ def targets(own: Tensor, v: Tensor, rule: Rule) -> Tensor:
     return own if rule.self_values else torch.cat([own, v.unsqueeze(3)], 3)
 
 
-def solve(k: Tensor, u: Tensor, at_rest: Tensor | None, read_E: Tensor, eta: Tensor, g: Tensor, erase: str) -> Writes:
+def solve(
+    k: Tensor,
+    u: Tensor,
+    at_rest: Tensor | None,
+    read_E: Tensor,
+    eta: Tensor,
+    g: Tensor,
+    erase: str,
+    A: Tensor | None = None,
+) -> Writes:
     """The writes p of a chunk: (I + L) p = eta (u - M₀ k - e^ḡ E k), L_ts = eta_t e^{ḡ_t - g_s} k_t·k_s for s < t.
 
     k (B, G, C, F); u, at_rest, read_E (B, G, C, M, V); eta, g (B, G, M, C). ḡ is g where the erase acts on the decayed
     memory and g before this token's decay where it acts beside it; at_rest is M₀ k, None where memories decay to zero.
+    A = erasing_decays(g, erase) where a caller has it already.
     """
-    u, eta_t = u.transpose(2, 3), eta[..., None]
+    u = u.transpose(2, 3)
     if erase == "none":
-        return Writes(k, eta_t * u, g)
-    decay = g if erase == "decayed" else shift(g)
-    kept = decay.exp()[..., None] * read_E.transpose(2, 3)
-    right = eta_t * (u - kept if at_rest is None else u - at_rest.transpose(2, 3) - kept)
+        return Writes(k, eta[..., None] * u, g)
+    later = g if erase == "decayed" else shift(g)
+    error = torch.addcmul(u, later.exp()[..., None], read_E.transpose(2, 3), value=-1)
+    if at_rest is not None:
+        error = error - at_rest.transpose(2, 3)
     if k.shape[2] == 1:  # nothing was written before it
-        return Writes(k, right, g)
-    L = decay_matrix(decay, g) * eta_t * (k @ k.mT).unsqueeze(2)
-    return Writes(k, torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True), g)
+        return Writes(k, eta[..., None] * error, g)
+    return Writes(k, written(k, error, eta, later, g, decays(later, g) if A is None else A), g)
 
 
-def commit(E: Tensor, written: Writes) -> Tensor:
+def erasing_decays(g: Tensor, erase: str) -> Tensor:
+    """What matrices under the same gates share: the decay between two tokens, as the erase sees it."""
+    return decays(g if erase == "decayed" else shift(g), g)
+
+
+def commit(E: Tensor, writes: Writes) -> Tensor:
     """The matrices after the writes."""
-    k, p, g = written
+    k, p, g = writes
     end = g[..., -1:]
     p = (end - g).exp()[..., None] * p  # (B, G, M, C, V)
     kept = (end.exp().unsqueeze(2) * E).flatten(0, 1).flatten(2)  # (B*G, F, M*V)
@@ -93,12 +109,12 @@ def read_initial(f: Tensor, W: Tensor) -> Tensor:
     return rows.unflatten(1, (len(f), -1)).transpose(0, 1).unflatten(-1, W.shape[-2:])
 
 
-def read_last(q: Tensor, initial: Tensor, anchor: Tensor, running: Tensor, written: Writes, rule: Rule) -> Tensor:
+def read_last(q: Tensor, initial: Tensor, anchor: Tensor, running: Tensor, writes: Writes, rule: Rule) -> Tensor:
     """q (B, G, C, F) through the last matrix of each group: M_{t-1} inside the chunk, or its anchor."""
     E = (anchor if rule.read == "anchor" else running)[..., -1, :]
     if rule.read == "anchor":
         return q @ (initial[..., -1, :] + E if rule.decay_to == "initial" else E)
-    y = read_written(q, E, written.keys, written.values[:, :, -1], written.log_decay[:, :, -1])
+    y = read_written(q, E, writes.keys, writes.values[:, :, -1], writes.log_decay[:, :, -1])
     return y + q @ initial[..., -1, :] if rule.decay_to == "initial" else y
 
 
