@@ -1,7 +1,9 @@
 """Memories of gradients: optimizers as associative memories, drop-in for torch.optim (README.md)."""
 
 from nestling.optim.base import Optimizer, RuleOptimizer
+from nestling.optim.deep_momentum import DeepMomentum
 from nestling.optim.dgd import DGD
+from nestling.optim.generalised import Form, Generalised
 from nestling.optim.m3 import M3
 from nestling.optim.momentum import DeltaMomentum, Momentum, PreconditionedMomentum
 from nestling.optim.muon import Muon
@@ -10,8 +12,11 @@ from nestling.optim.preconditioners import Diagonal, Given, Kronecker
 __all__ = [
     "DGD",
     "M3",
+    "DeepMomentum",
     "DeltaMomentum",
     "Diagonal",
+    "Form",
+    "Generalised",
     "Given",
     "Kronecker",
     "Momentum",

@@ -6,17 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from nestling.core.rule import delta_momentum
+from nestling.core.memory import MLPMemory
+from nestling.core.objective import DotProduct, L2Regression, RobustLp, ValueLess
+from nestling.core.rule import delta_momentum, dgd, gradient_descent
 from nestling.optim import (
     DGD,
+    DeepMomentum,
     DeltaMomentum,
     Diagonal,
+    Generalised,
     Given,
     Kronecker,
     Momentum,
+    Muon,
     PreconditionedMomentum,
     RuleOptimizer,
+    generalised,
 )
+from nestling.optim.deep_momentum import powers
 from nestling.testing import assert_close
 
 SHAPES = ((), (5,), (4, 3), (2, 3, 4), (2, 3, 2, 2))
@@ -291,3 +298,148 @@ def test_the_first_order_form_stays_stable_for_any_inputs(size):
     W, x = randn(4, 6), size * randn(20, 6)
     new, _ = dgd_step(x, W, lr=10.0, loss=lambda y: 0 * y.sum(), exact=False)
     assert 0 < new.norm() < W.norm()
+
+
+LINES = {
+    "momentum": (generalised.momentum, lambda p: Momentum(p, 0.05, 0.8)),
+    "gradient descent": (generalised.momentum, lambda p: Momentum(p, 0.05, 0.0)),
+    "preconditioned": (
+        generalised.preconditioned(lambda G: torch.diag(1.0 + torch.arange(len(G), dtype=G.dtype))),
+        lambda p: PreconditionedMomentum(p, 0.05, 0.8, Given(lambda g: rows_scaled(g))),
+    ),
+    "delta momentum": (generalised.delta_momentum, lambda p: DeltaMomentum(p, 0.05, 0.8)),
+    "delta momentum, literal": (
+        generalised.delta(0.01, normalize=False),
+        lambda p: DeltaMomentum(p, 0.05, 0.8, erase_rate=0.01, normalize=False),
+    ),
+}
+
+
+def rows_scaled(g):
+    """diag(1, 2, ...) G."""
+    G = g.flatten(1) if g.dim() > 1 else g.reshape(-1, 1)
+    return ((1.0 + torch.arange(len(G), dtype=g.dtype))[:, None] * G).reshape(g.shape)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_each_optimizer_is_a_line_of_the_generalised_form(name):
+    """(35)-(37), (46)-(49): objective x retention x memory x output."""
+    form, expected = LINES[name]
+    kept = 0.0 if name == "gradient descent" else 0.8
+    same(lambda p: Generalised(p, 0.05, form, momentum=kept), expected)
+
+
+def test_a_linear_memory_read_through_newton_schulz_is_muon():
+    """(42), (52): the same direction for m <- beta m + g and for the mean of g, which Newton-Schulz does not tell."""
+
+    def matrices(make):
+        torch.manual_seed(2)
+        params = [randn(4, 4).requires_grad_(), randn(3, 3).requires_grad_()]
+        optimizer = make(params)
+        for _ in range(10):
+            for p in params:
+                p.grad = p.detach().sin() + 0.1 * randn(*p.shape)
+            optimizer.step()
+        return params
+
+    muon = {"weight_decay": 0.0, "momentum": 0.9, "nesterov": False}
+    ours = matrices(lambda p: Generalised(p, 0.05, generalised.muon, momentum=0.9))
+    for W, expected in zip(ours, matrices(lambda p: Muon(p, 0.05, **muon)), strict=True):
+        assert_close(W, expected, "W")
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_weights_are_a_memory_of_their_own_surprise(n):
+    """(29)-(31), (55), (58)-(60): dot product and L2 retention are SGD, L2 regression and L2 retention are DGD."""
+    W, x = randn(4, 6), randn(n, 6)
+    for options, rule in (({"erase": 0.0}, gradient_descent(0.7)), ({}, dgd(0.7))):
+        new, minus_u = dgd_step(x, W, 0.7, reduction="sum", **options)
+        assert_close(generalised.weights_step(W, x, -minus_u, DotProduct(), rule), new, "W")
+    explicit = generalised.weights_step(W, x, -minus_u, L2Regression(), gradient_descent(0.7))
+    assert_close(explicit, W - 0.7 * (W @ x.mT + minus_u.mT) @ x, "W, explicit")
+
+
+def deep_by_hand(gradients, lr, alpha, eta, hidden, feature_map, output, regression):
+    """DMGD with autograd on the inner loss: the steps of one matrix (out, in), rows as keys."""
+    d = gradients[0].shape[1]
+    first = MLPMemory(feature_map(torch.zeros(1, d)).shape[1], hidden).init(dtype=torch.float64)["W2"]
+    W2, W1 = first, torch.zeros(hidden, d, dtype=torch.float64)
+    last, steps = None, []
+    for G in gradients:
+        z = G / G.square().mean().sqrt()
+        if last is not None:
+            U2, U1 = W2.clone().requires_grad_(), W1.clone().requires_grad_()
+            features = nn.functional.silu(feature_map(last) @ U2)
+            loss = regression(last + features @ U1, z).sum() / len(z)
+            g2, g1 = torch.autograd.grad(loss, [U2, U1])
+            rate2 = eta / (1 + feature_map(last).square().sum(1).mean())
+            rate1 = eta / (1 + features.detach().square().sum(1).mean())
+            W2, W1 = first + alpha * (W2 - first) - rate2 * g2, alpha * W1 - rate1 * g1
+        answer = z + nn.functional.silu(feature_map(z) @ W2) @ W1
+        steps.append(lr * output(answer * G.square().mean().sqrt()))
+        last = z
+    return steps
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("feature_map", "output", "objective"),
+    [
+        (torch.clone, torch.clone, L2Regression()),
+        (powers, torch.tanh, L2Regression()),
+        (torch.clone, generalised.orthogonal, RobustLp(1.0)),
+    ],
+    ids=["plain", "higher-order keys, tanh", "robust, orthogonal"],
+)
+def test_deep_momentum_learns_by_the_gradient_of_its_inner_loss(feature_map, output, objective, transposed):
+    """(50)-(52), against autograd; the shorter side of the matrix holds the keys."""
+    gradients = [randn(7, 4) + 1 for _ in range(6)]
+    expected = deep_by_hand(gradients, 0.3, 0.9, 0.5, 5, feature_map, output, objective.loss)
+    W = torch.zeros((4, 7) if transposed else (7, 4), dtype=torch.float64, requires_grad=True)
+    options = {"feature_map": feature_map, "output": output, "objective": objective, "hidden": 5}
+    optimizer = DeepMomentum([W], 0.3, 0.9, inner_lr=0.5, **options)
+    for G, step in zip(gradients, expected, strict=True):
+        before, W.grad = W.detach().clone(), (G.mT if transposed else G).clone()
+        optimizer.step()
+        assert_close((before - W.detach()).mT if transposed else before - W.detach(), step, "step")
+
+
+def test_deep_momentum_passes_what_repeats_and_damps_noise():
+    """Its answer to a gradient that returns is closer to it than its answer to noise, whose next value is unknown."""
+    W = torch.zeros(32, 8, dtype=torch.float64, requires_grad=True)
+    direction = randn(32, 8)
+    kept = {}
+    for name, noise in (("returns", 0.0), ("noise", 1.0)):
+        optimizer = DeepMomentum([W], 1.0)
+        for _ in range(300):
+            W.grad = noise * randn(32, 8) + (1 - noise) * direction
+            before = W.detach().clone()
+            optimizer.step()
+        step = before - W.detach()
+        kept[name] = float((step * W.grad).sum() / W.grad.square().sum())
+    assert kept["returns"] > 0.99 and kept["noise"] < 0.7
+
+
+def test_deep_momentum_keeps_what_it_says():
+    """The last gradient and hidden (d + width) numbers, whatever the longer side."""
+    for shape, d in (((50, 6), 6), ((6, 50), 6), ((7,), 1), ((), 1), ((4, 3, 2, 2), 4)):
+        W = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        optimizer = DeepMomentum([W], 0.1, hidden=5, feature_map=powers)
+        W.grad = torch.ones_like(W)
+        optimizer.step()
+        state = optimizer.state[W]
+        assert sum(x.numel() for x in state["memory"].values()) == 5 * (d + 2 * d)
+        assert state["last"].numel() == W.numel()
+
+
+def test_the_printed_example_of_deep_momentum_answers_no_descent_direction():
+    """(50) with <m(u), 1>: whatever was written, every answer of a value-less MLP lies along the vector of ones."""
+    memory = MLPMemory(4, 6)
+    params = memory.init(dtype=torch.float64)
+    params["W1"] = torch.zeros_like(params["W1"])
+    rule = gradient_descent(0.1)
+    for _ in range(5):
+        params, _ = memory.write(params, None, randn(3, 4), None, objective=ValueLess(), rule=rule)
+    queries = randn(2, 4)
+    answers = memory.read(params, queries) - queries
+    assert_close(answers - answers.mean(-1, keepdim=True), torch.zeros_like(answers), "beside the ones")
