@@ -49,8 +49,6 @@ def new_empty(*args, **kwargs) -> torch.Tensor:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on the CPU, as Python
     with torch.device("meta"):  # torch lists its constructors now, before torch.empty is replaced: or meta is ignored
         torch.empty(0)
 
