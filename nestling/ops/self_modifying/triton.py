@@ -38,69 +38,76 @@ class _WriteChunks(torch.autograd.Function):
     def forward(
         ctx: Any, plain: Callable, full: Tensor | None, C: int, eta_max: float, keep: bool, *tensors: Tensor | None
     ) -> Results:
-        inputs = _inputs(full, C, *tensors)
         E = tensors[-1]
         assert E is not None
         B, H, F, M, V = E.shape
-        N = inputs[0].shape[2]
+        shared = _shared(full, C, eta_max, *tensors)
+        N = shared["N"]
         states = E.new_empty(B, H, N + 1 if keep else 2, M, F, V)
         states[:, :, 0] = E.transpose(2, 3)
-        keys, values, decay, starts = (states.new_empty(B, H, N, *shape) for shape in ((C, F), (C, V), (C,), (F, V)))
-        sizes = {"N": N, "B": B, "H": H, "C": C, "F": F, "V": V, "has_features": tensors[2] is not None}
-        triton_forward.forward[(B * H,)](
-            *inputs, states, keys, values, decay, starts, eta_max, **sizes, keep=keep, **_options(F, V)
-        )
+        shapes = {"keys": (C, F), "values": (C, V), "decay": (C,), "starts": (F, V)}
+        results = {name: states.new_empty(B, H, N, *shape) for name, shape in shapes.items()}
+        triton_forward.forward[(B * H,)](**shared, **results, states=states, keep=keep)
         if keep:
-            ctx.options = plain, full, C, eta_max, len(tensors)
+            ctx.options = plain, full, C, eta_max
             ctx.save_for_backward(*tensors, states)
+        keys, values, decay, starts = results.values()
         return keys, values, decay, starts, states[:, :, N if keep else N % 2].transpose(2, 3)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Given:
-        plain, full, C, eta_max, given = ctx.options
+        plain, full, C, eta_max = ctx.options
         *tensors, states = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (None,) * 5 + differentiable(plain, (full, C, eta_max), tuple(tensors), grads)
-        *outer, d_final = grads
-        dE = d_final.transpose(2, 3).clone(memory_format=torch.contiguous_format)
-        inputs = _inputs(full, C, *tensors)
-        B, H, M, F, V = dE.shape
-        dz = torch.empty_like(inputs[0])
-        d_initial, d_features, d_gate_weight, d_gate_bias, d_rates = total = [
-            dE.new_zeros(B, H, *shape) for shape in ((M, F, V), (V, F), (2, V), (2,), (M,))
-        ]
-        sizes = {"N": dz.shape[2], "B": B, "H": H, "C": C, "F": F, "V": V, "has_features": tensors[2] is not None}
-        outer = [g.contiguous() for g in outer]
-        triton_backward.backward[(B * H,)](*inputs, states, *outer, dz, *total, dE, eta_max, **sizes, **_options(F, V))
+        B, H, F, M, V = grads[-1].shape
+        outer = {name: g.contiguous() for name, g in zip(("keys", "values", "decay", "starts"), grads, strict=False)}
+        dE = grads[-1].transpose(2, 3).clone(memory_format=torch.contiguous_format)
+        shapes = {"initial": (M, F, V), "features": (V, F), "gate_weight": (2, V), "gate_bias": (2,), "rates": (M,)}
+        total = {name: dE.new_zeros(B, H, *shape) for name, shape in shapes.items()}  # a program adds to its own
+        shared = _shared(full, C, eta_max, *tensors)
+        dz, dv = torch.empty_like(shared["z"]), dE.new_empty(B, H, C, V)
+        d = {f"d_{name}": g for name, g in (outer | total).items()}
+        triton_backward.backward[(B * H,)](**shared, **d, states=states, dz=dz, dv=dv, dE=dE)
+        initial, features, *gates, rates = (g.sum(0) for g in total.values())
         found = (
             dz.flatten(2, 3),
-            d_initial.sum(0).transpose(1, 2),
-            d_features.sum(0),
-            d_gate_weight.sum(0).transpose(0, 1),
-            d_gate_bias.sum(0).transpose(0, 1),
-            d_rates.sum(0),
+            initial.transpose(1, 2),
+            features,
+            *(g.transpose(0, 1) for g in gates),
+            rates,
             dE.transpose(2, 3),
         )
         return (None,) * 5 + tuple(None if t is None else g for t, g in zip(tensors, found, strict=True))
 
 
-def _inputs(full: Tensor | None, C: int, *tensors: Tensor | None) -> list[Tensor]:
-    """What both kernels read, laid out as they expect it: z, initial, features, gates, rates, full."""
-    z, initial, features, gate_weight, gate_bias, rates, _ = tensors
-    assert z is not None and initial is not None
+def _shared(full: Tensor | None, C: int, eta_max: float, *tensors: Tensor | None) -> dict[str, Any]:
+    """What both kernels take by name: the inputs laid out as they expect them, scratch, sizes, and how to compile.
+
+    One stage only: a pipelined loop would load a chunk's state before the chunk before it has stored it.
+    """
+    z, initial, features, gate_weight, gate_bias, rates, E = tensors
+    assert z is not None and initial is not None and E is not None
+    B, H, F, _, V = E.shape
     N = z.shape[2] // C
-    if full is None:
-        full = z.new_ones(N, z.shape[0], dtype=torch.bool)
-    laid_out = z.unflatten(2, (N, C)), initial.transpose(1, 2), features, gate_weight, gate_bias, rates, full
-    return [initial if t is None else t.contiguous() for t in laid_out]
-
-
-def _options(F: int, V: int) -> dict[str, Any]:
-    """How a kernel is compiled. One stage: loads must not overtake the stores of the chunk before."""
+    given = {
+        "z": z.unflatten(2, (N, C)),
+        "initial": initial.transpose(1, 2),
+        "features": initial if features is None else features,
+        "gate_weight": gate_weight,
+        "gate_bias": gate_bias,
+        "rates": rates,
+        "full": z.new_ones(N, B, dtype=torch.bool) if full is None else full,
+    }
+    kv = E.new_empty(B, H, 2, C, V)
+    scratch = {"kv": kv, "phi_kv": kv if features is None else E.new_empty(B, H, 2, C, F)}
+    sizes = {"N": N, "B": B, "H": H, "C": C, "F": F, "V": V, "has_features": features is not None}
     exactness = torch.get_float32_matmul_precision()
-    return {
+    compiled = {
         "operand": tl.bfloat16 if exactness == "medium" else tl.float32,
         "precision": "tf32x3" if exactness == "highest" else "tf32",
         "num_warps": 4 if F * V <= 4096 else 8,
         "num_stages": 1,
     }
+    laid_out = {name: t.contiguous() for name, t in given.items() if t is not None}
+    return laid_out | scratch | sizes | compiled | {"eta_max": eta_max}

@@ -15,13 +15,14 @@ import triton.language as tl
 from nestling.ops.self_modifying.triton_forward import (
     GENERATORS,
     MEMORIES,
+    decay_matrix,
     generate,
     log_sigmoid,
     matrix,
     phi,
     product,
     sigmoid,
-    write,
+    solve,
 )
 
 
@@ -57,11 +58,10 @@ def read_backward(
 ):
     """made = z S: adds the gradient of S to those of both of its terms, returns that of z."""
     here = matrix(0, F, V)
-    S = tl.load(initial + here) + tl.load(E + here)
     dS = product(tl.trans(z), d_made, operand, precision)
     add(d_initial + here, dS)
     add(dE + here, dS)
-    return product(d_made, tl.trans(S), operand, precision)
+    return product(d_made, tl.trans(tl.load(initial + here) + tl.load(E + here)), operand, precision)
 
 
 @triton.jit
@@ -87,6 +87,8 @@ def backward(
     rates,
     full,
     states,
+    kv,
+    phi_kv,
     d_keys,
     d_values,
     d_decay,
@@ -98,6 +100,7 @@ def backward(
     d_gate_bias,
     d_rates,
     dE,
+    dv,
     eta_max,
     N,
     B,
@@ -116,11 +119,14 @@ def backward(
     n = tl.program_id(0).to(tl.int64)
     b, h = n // H, n % H
     initial += h * MEMORIES * size
-    features += h * F * V
+    features += h * size
     gate_weight += h * V
     gate_bias += h
     rates += h * MEMORIES
     states += n * (N + 1) * MEMORIES * size
+    kv += n * 2 * C * V
+    phi_kv += n * 2 * C * F
+    dv += n * C * V
     d_initial += n * MEMORIES * size
     d_features += n * size
     dE += n * MEMORIES * size
@@ -134,97 +140,136 @@ def backward(
         i = N - 1 - back
         E_i = states + i * MEMORIES * size
         chunk = n * N + i
-        z_i = tl.load(matrix(z + chunk * C * F, C, F))
-        k, k_scale, v, v_scale, x_eta, x_alpha = generate(
-            z_i, initial, E_i, gate_weight, gate_bias, H, F, V, operand, precision
+        k_scale, v_scale, x_eta, x_alpha = generate(
+            tl.load(matrix(z + chunk * C * F, C, F)),
+            initial,
+            E_i,
+            features,
+            gate_weight,
+            gate_bias,
+            kv,
+            phi_kv,
+            H,
+            C,
+            F,
+            V,
+            has_features,
+            operand,
+            precision,
         )
-        f_k, f_v = k, v
-        if has_features:
-            f_k = phi(k, features, V, F, operand, precision)[0]
-            f_v = phi(v, features, V, F, operand, precision)[0]
         eta, log_alpha = eta_max * sigmoid(x_eta), tl.cumsum(log_sigmoid(x_alpha), 0)
-        gram = product(f_k, tl.trans(f_k), operand, precision)
         commits = tl.load(full + i * B + b) != 0
         d_f_k = tl.load(matrix(d_keys + chunk * C * F, C, F))
         d_f_v = tl.zeros([C, F], tl.float32)
-        d_v = tl.zeros([C, V], tl.float32)
-        d_gram = tl.zeros([C, C], tl.float32)
         d_eta = tl.zeros([C], tl.float32)
         d_log_alpha = tl.zeros([C], tl.float32)
         for m in range(MEMORIES):
             here = matrix(m * size, F, V)
-            W, E, rate = tl.load(initial + here), tl.load(E_i + here), tl.load(rates + m)
+            rate = tl.load(rates + m)
             is_read = m == GENERATORS
             eta_m, g = rate * eta, rate * log_alpha
-            p, target, scale, read_E, error, A, X = write(
-                W, E, f_k, f_v, v, is_read, eta_m, g, gram, C, operand, precision
+            target, scale, error, X = solve(
+                initial + m * size,
+                E_i + m * size,
+                kv + C * V,
+                phi_kv,
+                is_read,
+                eta_m,
+                g,
+                C,
+                F,
+                V,
+                operand,
+                precision,
             )
+            p = product(X, eta_m[:, None] * error, tl.float32, precision)
 
             # E' = e^{g_C} E + kᵀ (e^{g_C - g} p)
             after = tl.load(dE + here)
             G = tl.where(commits, after, 0.0)
             end = tl.sum(tl.where(t == C - 1, g, 0.0), 0)
             remaining = tl.exp(end - g)[:, None]
-            dp = product(f_k, G, operand, precision) * remaining
+            dp = product(tl.load(matrix(phi_kv, C, F)), G, operand, precision) * remaining
             d_f_k += product(remaining * p, tl.trans(G), operand, precision)
             through = tl.sum(dp * p, 1)
             d_E = tl.exp(end) * G
-            d_end = tl.sum(through, 0) + tl.sum(tl.sum(d_E * E, 1), 0)
+            d_end = tl.sum(through, 0) + tl.sum(tl.sum(d_E * tl.load(E_i + here), 1), 0)
             dg = tl.where(t == C - 1, d_end, 0.0) - through
             if is_read:
                 dp += tl.load(matrix(d_values + chunk * C * V, C, V))
                 dg += tl.load(d_decay + chunk * C + t)
                 d_E += tl.load(matrix(d_starts + chunk * size, F, V))
-            d_E += tl.where(commits, 0.0, after)
+            tl.store(dE + here, d_E + tl.where(commits, 0.0, after))
 
             # (I + L) p = eta * error,  L = eta * A * K Kᵀ
             right = product(tl.trans(X), dp, tl.float32, precision)
+            d_eta_m = tl.sum(right * error, 1)
             dL = -product(right, tl.trans(p), tl.float32, precision)
-            d_gram += dL * A * eta_m[:, None]
-            dL *= A * gram
-            d_eta_m = tl.sum(dL, 1) + tl.sum(right * error, 1)
+            dL *= decay_matrix(g, t)
+            f_k = tl.load(matrix(phi_kv, C, F))
+            d_gram = dL * eta_m[:, None]
+            d_f_k += product(d_gram + tl.trans(d_gram), f_k, operand, precision)
+            dL *= product(f_k, tl.trans(f_k), operand, precision)
+            d_eta_m += tl.sum(dL, 1)
             dg += eta_m * tl.sum(dL, 1) - tl.sum(eta_m[:, None] * dL, 0)
+            tl.debug_barrier()  # below, other threads add to what is stored above
 
             # error = target - M₀ k - e^g E k
             d_error = right * eta_m[:, None]
             kept = tl.exp(g)
-            dg -= kept * tl.sum(d_error * read_E, 1)
+            f_k, E = tl.load(matrix(phi_kv, C, F)), tl.load(E_i + here)
+            dg -= kept * tl.sum(d_error * product(f_k, E, operand, precision), 1)
             d_read_E = -kept[:, None] * d_error
             d_f_k += product(d_read_E, tl.trans(E), operand, precision)
+            add(dE + here, product(tl.trans(f_k), d_read_E, operand, precision))
+            W = tl.load(initial + here)
             d_f_k -= product(d_error, tl.trans(W), operand, precision)
-            d_E += product(tl.trans(f_k), d_read_E, operand, precision)
-            d_W = -product(tl.trans(f_k), d_error, operand, precision)
+            add(d_initial + here, -product(tl.trans(f_k), d_error, operand, precision))
 
             # target = unit(S v); v for the memory that is read
-            d_own = tl.where(is_read, 0.0, unit_backward(d_error, target, scale))
-            d_v += tl.where(is_read, d_error, 0.0)
-            d_f_v += product(d_own, tl.trans(W + E), operand, precision)
-            dS = product(tl.trans(f_v), d_own, operand, precision)
-            add(d_initial + here, d_W + dS)
-            tl.store(dE + here, d_E + dS)
+            if is_read:
+                tl.store(matrix(dv, C, V), d_error)
+            else:
+                tl.debug_barrier()
+                d_own = unit_backward(d_error, target, scale)
+                f_v = tl.load(matrix(phi_kv + C * F, C, F))
+                d_f_v += read_backward(
+                    f_v,
+                    d_own,
+                    initial + m * size,
+                    E_i + m * size,
+                    d_initial + m * size,
+                    dE + m * size,
+                    F,
+                    V,
+                    operand,
+                    precision,
+                )
             total_rates += tl.where(memory == m, tl.sum(d_eta_m * eta + dg * log_alpha, 0), 0.0)
             d_eta += rate * d_eta_m
             d_log_alpha += rate * dg
-        d_f_k += product(d_gram + tl.trans(d_gram), f_k, operand, precision)
+        tl.debug_barrier()
 
         d_k = d_f_k
+        d_v = tl.load(matrix(dv, C, V))
+        k, v = tl.load(matrix(kv, C, V)), tl.load(matrix(kv + C * V, C, V))
         if has_features:
             f_k, f_scale, a = phi(k, features, V, F, operand, precision)
             d_a = silu_backward(unit_backward(d_f_k, f_k, f_scale), a)
-            d_matrix = product(tl.trans(k), d_a, operand, precision)
-            frozen = tl.trans(tl.load(matrix(features, V, F)))
-            d_k = product(d_a, frozen, operand, precision)
+            add(matrix(d_features, V, F), product(tl.trans(k), d_a, operand, precision))
+            d_k = product(d_a, tl.trans(tl.load(matrix(features, V, F))), operand, precision)
             f_v, f_scale, a = phi(v, features, V, F, operand, precision)
             d_a = silu_backward(unit_backward(d_f_v, f_v, f_scale), a)
-            add(matrix(d_features, V, F), d_matrix + product(tl.trans(v), d_a, operand, precision))
-            d_v += product(d_a, frozen, operand, precision)
+            tl.debug_barrier()
+            add(matrix(d_features, V, F), product(tl.trans(v), d_a, operand, precision))
+            d_v += product(d_a, tl.trans(tl.load(matrix(features, V, F))), operand, precision)
         else:
             d_v += d_f_v
 
         # k, v, eta, alpha = S z
         dx_eta = d_eta * eta * sigmoid(-x_eta)
         dx_alpha = tl.cumsum(d_log_alpha, 0, reverse=True) * sigmoid(-x_alpha)
-        tl.debug_barrier()  # other threads have stored the gradients that are added to
+        z_i = tl.load(matrix(z + chunk * C * F, C, F))
         d_made = unit_backward(d_k, k, k_scale)
         d_z = read_backward(z_i, d_made, initial, E_i, d_initial, dE, F, V, operand, precision)
         d_made = unit_backward(d_v, v, v_scale)

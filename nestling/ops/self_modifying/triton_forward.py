@@ -72,31 +72,45 @@ def generate(
     z,
     initial,
     E,
+    features,
     gate_weight,
     gate_bias,
+    kv,
+    phi_kv,
     H,
+    C: tl.constexpr,
     F: tl.constexpr,
     V: tl.constexpr,
+    has_features: tl.constexpr,
     operand: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """What the generators make of z (C, F): unit k and v with their factors, and the logits of eta and alpha."""
+    """From z (C, F) to the scratch of the program: unit k and v (2, C, V) and what the memories see of them (2, C, F).
+
+    Returns the factors of unit length and the logits of eta and alpha.
+    """
     here = matrix(0, F, V)
     S = tl.load(initial + here) + tl.load(E + here)
     k, k_scale = unit(product(z, S, operand, precision))
+    tl.store(matrix(kv, C, V), k)
+    if has_features:
+        tl.store(matrix(phi_kv, C, F), phi(k, features, V, F, operand, precision)[0])
     S = tl.load(initial + F * V + here) + tl.load(E + F * V + here)
     v, v_scale = unit(product(z, S, operand, precision))
+    tl.store(matrix(kv + C * V, C, V), v)
+    if has_features:
+        tl.store(matrix(phi_kv + C * F, C, F), phi(v, features, V, F, operand, precision)[0])
     S = tl.load(initial + 2 * F * V + here) + tl.load(E + 2 * F * V + here)
     x_eta = gate(z, S, gate_weight, gate_bias, V)
     S = tl.load(initial + 3 * F * V + here) + tl.load(E + 3 * F * V + here)
     x_alpha = gate(z, S, gate_weight + H * V, gate_bias + H, V)
-    return k, k_scale, v, v_scale, x_eta, x_alpha
+    tl.debug_barrier()  # other threads load what this one has stored
+    return k_scale, v_scale, x_eta, x_alpha
 
 
 @triton.jit
-def decay_matrix(g, C: tl.constexpr):
+def decay_matrix(g, t):
     """e^{g_t - g_s} for s < t, else 0."""
-    t = tl.arange(0, C)
     return tl.exp(tl.where(t[:, None] > t[None, :], g[:, None] - g[None, :], -float("inf")))
 
 
@@ -116,29 +130,35 @@ def inverse(L, C: tl.constexpr, precision: tl.constexpr):
 
 
 @triton.jit
-def write(
-    W,
+def solve(
+    initial,
     E,
-    keys,
-    values,
     v,
+    phi_kv,
     is_read,
     eta,
     g,
-    gram,
     C: tl.constexpr,
+    F: tl.constexpr,
+    V: tl.constexpr,
     operand: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """One memory's writes p, (I + L) p = eta (target - M₀ k - e^g E k), and what their backward pass needs."""
-    own, scale = unit(product(values, W + E, operand, precision))
-    target = tl.where(is_read, v, own)
-    read_E = product(keys, E, operand, precision)
-    error = target - product(keys, W, operand, precision) - tl.exp(g)[:, None] * read_E
-    A = decay_matrix(g, C)
-    X = inverse(A * gram * eta[:, None], C, precision)
-    p = product(X, eta[:, None] * error, tl.float32, precision)
-    return p, target, scale, read_E, error, A, X
+    """One memory's system (I + L) p = eta error: its target and the factor of that, error, and the inverse of I + L.
+
+    Everything else is loaded again where it is needed, behind a barrier: held meanwhile, it would not fit in registers.
+    """
+    W, M = tl.load(matrix(initial, F, V)), tl.load(matrix(E, F, V))
+    target, scale = unit(product(tl.load(matrix(phi_kv + C * F, C, F)), W + M, operand, precision))
+    if is_read:
+        target = tl.load(matrix(v, C, V))
+    keys = tl.load(matrix(phi_kv, C, F))
+    error = target - product(keys, W, operand, precision)
+    error -= tl.exp(g)[:, None] * product(keys, M, operand, precision)
+    gram = product(keys, tl.trans(keys), operand, precision)
+    X = inverse(decay_matrix(g, tl.arange(0, C)) * gram * eta[:, None], C, precision)
+    tl.debug_barrier()
+    return target, scale, error, X
 
 
 @triton.jit
@@ -151,6 +171,8 @@ def forward(
     rates,
     full,
     states,
+    kv,
+    phi_kv,
     keys,
     values,
     decay,
@@ -168,44 +190,69 @@ def forward(
     precision: tl.constexpr,
 ):
     """z (B, H, N, C, F), initial (H, M, F, V), features (H, V, F), gates (2, H, ...), rates (H, M), full (N, B),
-    states (B, H, N + 1 or 2, M, F, V) with the first one given → keys, values, decay, starts (B, H, N, ...).
+    states (B, H, N + 1 or 2, M, F, V) with the first one given, scratch kv (B, H, 2, C, V), phi_kv (B, H, 2, C, F)
+    → keys, values, decay, starts (B, H, N, ...).
     """
     size: tl.constexpr = F * V
     n = tl.program_id(0).to(tl.int64)
     b, h = n // H, n % H
     initial += h * MEMORIES * size
-    features += h * F * V
+    features += h * size
     gate_weight += h * V
     gate_bias += h
     rates += h * MEMORIES
     states += n * ((N + 1) if keep else 2) * MEMORIES * size
+    kv += n * 2 * C * V
+    phi_kv += n * 2 * C * F
     t = tl.arange(0, C)
     for i in range(N):
         E_i = states + (i if keep else i % 2) * MEMORIES * size
         E_next = states + ((i + 1) if keep else (i + 1) % 2) * MEMORIES * size
         chunk = n * N + i
-        z_i = tl.load(matrix(z + chunk * C * F, C, F))
-        k, k_scale, v, v_scale, x_eta, x_alpha = generate(
-            z_i, initial, E_i, gate_weight, gate_bias, H, F, V, operand, precision
+        k_scale, v_scale, x_eta, x_alpha = generate(
+            tl.load(matrix(z + chunk * C * F, C, F)),
+            initial,
+            E_i,
+            features,
+            gate_weight,
+            gate_bias,
+            kv,
+            phi_kv,
+            H,
+            C,
+            F,
+            V,
+            has_features,
+            operand,
+            precision,
         )
-        f_k, f_v = k, v
-        if has_features:
-            f_k = phi(k, features, V, F, operand, precision)[0]
-            f_v = phi(v, features, V, F, operand, precision)[0]
         eta, log_alpha = eta_max * sigmoid(x_eta), tl.cumsum(log_sigmoid(x_alpha), 0)
-        gram = product(f_k, tl.trans(f_k), operand, precision)
-        tl.store(matrix(keys + chunk * C * F, C, F), f_k)
         commits = tl.load(full + i * B + b) != 0
         for m in range(MEMORIES):
-            here = matrix(m * size, F, V)
-            W, E, rate = tl.load(initial + here), tl.load(E_i + here), tl.load(rates + m)
+            rate = tl.load(rates + m)
             is_read = m == GENERATORS
-            g = rate * log_alpha
-            p = write(W, E, f_k, f_v, v, is_read, rate * eta, g, gram, C, operand, precision)[0]
+            eta_m, g = rate * eta, rate * log_alpha
+            target, scale, error, X = solve(
+                initial + m * size,
+                E_i + m * size,
+                kv + C * V,
+                phi_kv,
+                is_read,
+                eta_m,
+                g,
+                C,
+                F,
+                V,
+                operand,
+                precision,
+            )
+            p = product(X, eta_m[:, None] * error, tl.float32, precision)
+            f_k, E = tl.load(matrix(phi_kv, C, F)), tl.load(matrix(E_i + m * size, F, V))
             end = tl.sum(tl.where(t == C - 1, g, 0.0), 0)
             grown = product(tl.trans(f_k), tl.exp(end - g)[:, None] * p, operand, precision)
-            tl.store(E_next + here, tl.where(commits, tl.exp(end) * E + grown, E))
+            tl.store(matrix(E_next + m * size, F, V), tl.where(commits, tl.exp(end) * E + grown, E))
             if is_read:
+                tl.store(matrix(keys + chunk * C * F, C, F), f_k)
                 tl.store(matrix(values + chunk * C * V, C, V), p)
                 tl.store(decay + chunk * C + t, g)
                 tl.store(matrix(starts + chunk * size, F, V), E)
