@@ -68,7 +68,8 @@ def titans_mlp(dtype: torch.dtype, width: int) -> list[torch.Tensor]:
 def self_modifying(dtype: torch.dtype, width: int) -> list[torch.Tensor]:
     from nestling.ops.self_modifying import Rule
 
-    z, q = (torch.randn(1, TOKENS, HEADS, width, requires_grad=True) for _ in range(2))  # its kernels take float32
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")  # its kernels take float32
+    z, q = (torch.randn(1, TOKENS, HEADS, width, requires_grad=True) for _ in range(2))
     weights = (torch.randn(HEADS, 5, width, width, requires_grad=True),)
     gates = torch.randn(2, HEADS, width), torch.zeros(2, HEADS)
     op = import_module("nestling.ops.self_modifying.triton").self_modifying

@@ -180,7 +180,7 @@ def self_modifying(
         dtype=z.dtype,
         widths=weights[0].shape[2:],
         chunk_size=chunk_size,
-        obstacle=_self_modifying.kernel_obstacle(rule, len(weights), q is not None, chunk_size),
+        obstacle=_self_modifying.kernel_obstacle(rule, weights, q is not None, chunk_size),
     )
     return _function("self_modifying", chosen.form)(z, q, *arguments, **options)
 

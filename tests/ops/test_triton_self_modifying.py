@@ -123,8 +123,10 @@ def test_second_derivatives_go_through_the_loop():
         ({"chunk_size": 24}, r"chunk_size is 24 and the kernel takes \(16, 32, 64\)"),
         ({"rule": Rule(erase="none")}, "one matrix per memory, given queries and Rule"),
         ({"weights": (torch.zeros(1, 5, 8, 8),)}, r"widths are \(8, 8\)"),
+        ({"weights": (torch.zeros(1, 5, 128, 128),)}, "128 x 128 entries and the kernel takes 8192"),
+        ({"weights": (torch.zeros(1, 5, 16, 16, dtype=torch.bfloat16),)}, "bfloat16 and the kernel takes torch.float32"),
     ],
-    ids=["chunk", "rule", "width"],
+    ids=["chunk", "rule", "width", "size", "dtype"],
 )
 def test_a_call_beyond_the_kernel_is_refused_by_name(change, message):
     call = {"rule": Rule(), "chunk_size": 16, "weights": (torch.zeros(1, 5, 16, 16),)} | change

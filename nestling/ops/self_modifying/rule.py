@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 GENERATORS = ("k", "v", "eta", "alpha")  # memories that produce the write; order of the memory axis
 READ = "memory"  # the memory that is read; always last on the memory axis
 KERNEL_CHUNKS = (16, 32, 64)  # tokens; the chunk is part of the definition, so a kernel cannot choose another
+KERNEL_SIZE = 64 * 128  # entries of a matrix: with more, registers spill and compiling takes minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,15 @@ def memory_names(memories: int) -> tuple[str, ...]:
     return (*GENERATORS, READ) if memories == 5 else (*GENERATORS, "q", READ)
 
 
-def kernel_obstacle(rule: Rule, matrices: int, given_q: bool, chunk_size: int) -> str | None:
-    """What stands in the way of triton.py in a call with that many matrices per memory; None = nothing."""
-    if matrices != 1 or not given_q or not rule.is_default:
+def kernel_obstacle(rule: Rule, weights: tuple[Tensor, ...], given_q: bool, chunk_size: int) -> str | None:
+    """What stands in the way of triton.py in a call with these initial states, None = nothing; dispatch sees to widths."""
+    if len(weights) != 1 or not given_q or not rule.is_default:
         return "the kernel takes one matrix per memory, given queries and Rule(eta_max=...)"
     if chunk_size not in KERNEL_CHUNKS:
         return f"chunk_size is {chunk_size} and the kernel takes {KERNEL_CHUNKS}"
+    rows, columns = weights[0].shape[2:]
+    if rows * columns > KERNEL_SIZE:
+        return f"a memory has {rows} x {columns} entries and the kernel takes {KERNEL_SIZE}"
+    if weights[0].dtype != torch.float32:
+        return f"the memories are {weights[0].dtype} and the kernel takes torch.float32"
     return None
