@@ -66,14 +66,17 @@ def titans_mlp(dtype: torch.dtype, width: int) -> list[torch.Tensor]:
 
 
 def self_modifying(dtype: torch.dtype, width: int) -> list[torch.Tensor]:
+    """Memories of width x (at most) 64: wider ones see features of their input."""
     from nestling.ops.self_modifying import Rule
 
     torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")  # its kernels take float32
-    z, q = (torch.randn(1, TOKENS, HEADS, width, requires_grad=True) for _ in range(2))
-    weights = (torch.randn(HEADS, 5, width, width, requires_grad=True),)
-    gates = torch.randn(2, HEADS, width), torch.zeros(2, HEADS)
+    values = min(width, 64)
+    z, q = (torch.randn(1, TOKENS, HEADS, values, requires_grad=True) for _ in range(2))
+    weights = (torch.randn(HEADS, 5, width, values, requires_grad=True),)
+    gates, rates = (torch.randn(2, HEADS, values), torch.zeros(2, HEADS)), torch.ones(HEADS, 5)
+    features = torch.randn(HEADS, values, width) if width > values else None
     op = import_module("nestling.ops.self_modifying.triton").self_modifying
-    y, state = op(z, q, weights, *gates, torch.ones(HEADS, 5), rule=Rule(), chunk_size=CHUNK)
+    y, state = op(z, q, weights, *gates, rates, rule=Rule(), chunk_size=CHUNK, features=features)
     return [y, *state]
 
 

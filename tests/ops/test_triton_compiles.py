@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_kernels_compile_without_a_gpu(tmp_path):
-    command = ["benchmarks/kernels.py", "--widths", "16", "--ops", "gated_delta_rule", "titans_mlp"]
+    command = ["benchmarks/kernels.py", "--widths", "16", "--ops", "gated_delta_rule", "titans_mlp", "self_modifying"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
     ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert ran.returncode == 0, ran.stderr
-    kernels = [line.split(" | ")[2] for line in ran.stdout.splitlines() if line.startswith(("| gated", "| titans"))]
-    assert kernels == ["_inverse", "_forward", "_backward", "_gradients", "_states", "_states_backward"]
+    names = ("| gated", "| titans", "| self")
+    kernels = [line.split(" | ")[2] for line in ran.stdout.splitlines() if line.startswith(names)]
+    assert kernels[:4] == ["_inverse", "_forward", "_backward", "_gradients"]
+    assert kernels[4:] == ["_states", "_states_backward", "forward", "backward"]

@@ -124,7 +124,10 @@ def test_second_derivatives_go_through_the_loop():
         ({"rule": Rule(erase="none")}, "one matrix per memory, given queries and Rule"),
         ({"weights": (torch.zeros(1, 5, 8, 8),)}, r"widths are \(8, 8\)"),
         ({"weights": (torch.zeros(1, 5, 128, 128),)}, "128 x 128 entries and the kernel takes 8192"),
-        ({"weights": (torch.zeros(1, 5, 16, 16, dtype=torch.bfloat16),)}, "bfloat16 and the kernel takes torch.float32"),
+        (
+            {"weights": (torch.zeros(1, 5, 16, 16, dtype=torch.bfloat16),)},
+            "bfloat16 and the kernel takes torch.float32",
+        ),
     ],
     ids=["chunk", "rule", "width", "size", "dtype"],
 )

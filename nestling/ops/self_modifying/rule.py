@@ -64,7 +64,7 @@ def memory_names(memories: int) -> tuple[str, ...]:
 
 
 def kernel_obstacle(rule: Rule, weights: tuple[Tensor, ...], given_q: bool, chunk_size: int) -> str | None:
-    """What stands in the way of triton.py in a call with these initial states, None = nothing; dispatch sees to widths."""
+    """What stands in the way of triton.py in a call with these initial states; None = at most their widths."""
     if len(weights) != 1 or not given_q or not rule.is_default:
         return "the kernel takes one matrix per memory, given queries and Rule(eta_max=...)"
     if chunk_size not in KERNEL_CHUNKS:
