@@ -20,10 +20,12 @@ from nestling.memories.continuum import (
     IndependentContinuumMemory,
     InnerRule,
     Momentum,
+    MuonLike,
     NestedContinuumMemory,
     fast_weights,
 )
 from nestling.models import build
+from nestling.ops.newton_schulz.reference import newton_schulz
 from nestling.testing import assert_close
 
 INF = math.inf
@@ -143,6 +145,9 @@ def by_hand(memory: ContinuumMemory, x: Tensor, rule: InnerRule) -> dict[str, Te
                 moment[name] = [b1 * moment[name][0] + (1 - b1) * g, b2 * moment[name][1] + (1 - b2) * g * g]
                 m, v = moment[name][0] / (1 - b1**step), moment[name][1] / (1 - b2**step)
                 direction = m / (v.sqrt() + rule.direction.eps)
+            if isinstance(rule.direction, MuonLike):
+                moment[name][0] = rule.direction.beta * moment[name][0] + g
+                direction = newton_schulz(moment[name][0])
             keys = F.normalize(inputs[name].detach().flatten(0, 1), dim=-1)
             erased = delta[name] - rule.erase * delta[name] @ (keys.T @ keys / PERIOD)
             delta[name] = (1 - rule.decay) * erased - rate * direction
@@ -155,11 +160,12 @@ def by_hand(memory: ContinuumMemory, x: Tensor, rule: InnerRule) -> dict[str, Te
         InnerRule(rate=RATE),
         InnerRule(rate=RATE, direction=Momentum(0.7)),
         InnerRule(rate=RATE, direction=AdamLike()),
+        InnerRule(rate=RATE, direction=MuonLike(0.7)),
         InnerRule(rate=RATE, erase=0.5),
         InnerRule(rate=RATE, decay=0.1),
         InnerRule(rate=RATE, erase=0.3, decay=0.2, direction=Momentum()),
     ],
-    ids=["gradient", "momentum", "adam", "erase", "decay", "all"],
+    ids=["gradient", "momentum", "adam", "muon", "erase", "decay", "all"],
 )
 @pytest.mark.parametrize("hidden", [2, 40], ids=["dense", "factored"])
 def test_every_inner_rule_is_its_equation(rule: InnerRule, hidden: int) -> None:

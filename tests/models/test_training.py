@@ -30,6 +30,7 @@ KINDS = {
     "hope": ("hope", FAST),
     "learned": ("hope-attention", {**FAST, "inner_learned": True}),
     "adam, erase, window": ("hope-attention", {**FAST, "inner_rule": "adam", "inner_erase": 0.5, "window": 6}),
+    "muon": ("hope-attention", {**FAST, "inner_rule": "muon"}),
     "nested": ("hope-attention", {"periods": (4, 8), "inner_lr": 0.05, "continuum": "nested"}),
     "transformer": ("transformer", {}),
 }

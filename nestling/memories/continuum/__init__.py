@@ -24,7 +24,7 @@ from .memory import (
     NestedContinuumMemory,
     check_periods,
 )
-from .rules import DIRECTIONS, AdamLike, InnerRule, Momentum
+from .rules import DIRECTIONS, AdamLike, InnerRule, Momentum, MuonLike
 
 __all__ = [
     "DIRECTIONS",
@@ -40,6 +40,7 @@ __all__ = [
     "InnerRule",
     "LevelState",
     "Momentum",
+    "MuonLike",
     "NestedContinuumMemory",
     "Observation",
     "Reading",

@@ -216,7 +216,7 @@ class ContinuumLevel(nn.Module):
         """Upper bound of the state per sequence, in float32 bytes: delta, gradients (two), moments."""
         if not self.writable:
             return 0
-        matrices = 3 + {"Momentum": 1, "AdamLike": 2}.get(type(self.rule.direction).__name__, 0)
+        matrices = 3 + {"Momentum": 1, "AdamLike": 2, "MuonLike": 1}.get(type(self.rule.direction).__name__, 0)
         squares = 2 * bool(self.rule.erase) + 3 * self.rule.online
         weights = sum(matrices * m.weight.numel() + squares * m.in_features**2 for m in self.maps.values())
         return 4 * weights * (not self.rule.static) + 8 * 5 + 4 * len(self.maps)

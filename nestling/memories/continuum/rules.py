@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from nestling.ops import dispatch
+
 Moments = dict[str, Tensor]
 
 
@@ -49,7 +51,27 @@ class AdamLike:
         return (m / c1) / ((v / c2).sqrt() + self.eps), {"m": m, "v": v, "count": count}
 
 
-DIRECTIONS: dict[str, Direction | None] = {"sgd": None, "momentum": Momentum(), "adam": AdamLike()}
+@dataclass(frozen=True)
+class MuonLike:
+    """m <- beta m + g; write along NewtonSchulz(m): the momentum's singular vectors, all at about equal length, (52).
+
+    A direction has length sqrt(rank) whatever the surprise, so with `relative` every write is rate * |W| long.
+    """
+
+    beta: float = 0.9
+    steps: int = 5
+
+    def __call__(self, gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
+        m = gradient if "m" not in moments else self.beta * moments["m"] + gradient
+        return dispatch.newton_schulz(m, self.steps), {"m": m}
+
+
+DIRECTIONS: dict[str, Direction | None] = {
+    "sgd": None,
+    "momentum": Momentum(),
+    "adam": AdamLike(),
+    "muon": MuonLike(),
+}
 Reset = Literal["never", "document", "outer"]
 
 
@@ -63,7 +85,7 @@ class InnerRule:
 
     Attributes:
         rate: length of a write; with `relative` in units of the weights, else the learning rate of the direction.
-        direction: None for the gradient itself, or `Momentum`, `AdamLike`.
+        direction: None for the gradient itself, or `Momentum`, `AdamLike`, `MuonLike`.
         relative: a period as surprising as training text moves the weights by rate * |W|, and one twice as surprising
             by twice that, so that rates carry over between models. Before calibration every write has that length.
         bound: no write is longer than bound * |W|.
