@@ -31,13 +31,17 @@ def cell(folder: Path, name: str, work: Callable[[], Cell]) -> Cell:
     return made
 
 
+def record(recipe: str, config: Cell, seeds: list[int], metrics: Cell) -> Cell:
+    """Metrics with everything that identifies the measurement."""
+    return {"recipe": recipe, "config": config, "seeds": seeds, "metrics": metrics} | provenance()
+
+
 def write_result(
     recipe: str, config: Cell, seeds: list[int], metrics: Cell, *, results: Path = Path("results")
 ) -> Path:
-    """Write results/<recipe>/<date>-<hardware>.json with everything that identifies the measurement."""
-    here = provenance()
-    path = results / recipe / f"{here['date']}-cpu-{platform.machine()}.json"
+    """Write results/<recipe>/<date>-<hardware>.json."""
+    made = record(recipe, config, seeds, metrics)
+    path = results / recipe / f"{made['date']}-cpu-{platform.machine()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"recipe": recipe, "config": config, "seeds": seeds, "metrics": metrics} | here
-    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(made, indent=1), encoding="utf-8")
     return path

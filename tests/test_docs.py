@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("nestling/**/README.md"), *ROOT.glob("recipes/*.md")]
-)
+PATTERNS = ("*.md", "docs/*.md", "nestling/**/README.md", "recipes/*.md", "benchmarks/*.md")
+PAGES = sorted([path for pattern in PATTERNS for path in ROOT.glob(pattern)])
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 

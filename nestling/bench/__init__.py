@@ -9,6 +9,7 @@ render(rows, "ops")            # table.py
 Imports below: ops, memories, models, testing. The repository's benchmarks/ adds rivals, committed results and plots.
 """
 
+from nestling.bench import cost
 from nestling.bench.cases import OPS, OpCase, Shape
 from nestling.bench.long import decoding, lengths, long_step, slopes, stream
 from nestling.bench.measure import Timing, ceilings, peak_bytes, side_by_side, threads
@@ -23,6 +24,7 @@ __all__ = [
     "Timing",
     "by_chunk",
     "ceilings",
+    "cost",
     "decoding",
     "layers",
     "lengths",

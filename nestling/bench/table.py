@@ -83,8 +83,8 @@ COLUMNS: dict[str, list[Column]] = {
         ("tokens/s", number("tokens_per_second")),
         ("ratio", number("ratio")),
         ("peak MB", number("peak_bytes", scale=1e-6)),
-        ("gradient through its writes", word("through_writes")),
         ("writes all five memories", word("five")),
+        ("parameters without a gradient", word("without_gradient")),
     ],
 }
 
