@@ -34,7 +34,10 @@ def by_chunk(axes: Any, records: Records) -> None:
                 color=COLOURS[name],
                 label=label,
             )
-    axes.set(xscale="log", xlabel="tokens per chunk", ylabel="tokens/s", ylim=(0, None))
+    sizes = sorted({r["chunk_size"] for r in records["chunks"]["metrics"]["rows"]})
+    axes.set(xlabel="tokens per chunk", ylabel="tokens/s", ylim=(0, None))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_title("against chunk size, 2 × 2,048 × 256")
     axes.legend(fontsize=7)
 
@@ -91,6 +94,7 @@ def draw(records: Records, path: Path = FIGURE) -> None:
             panel(where, records)
         else:
             where.text(0.5, 0.5, "not measured", ha="center")
+            where.set_axis_off()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -119,8 +119,8 @@ def layers(
 ) -> list[Row]:
     """Sequence layers against a Transformer block of their width, forward and with the backward pass."""
     small = Shape(rows=1, heads=heads, width=dim // heads, chunk_size=chunk_size)
-    gates = {n: op_gate(OPS[GATES[n]], "chunk", small) if n in GATES else None for n in names}
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    gates = {n: op_gate(OPS[GATES[n]], "auto", small, dtype, device) if n in GATES else None for n in names}
     x = torch.randn(rows, tokens, dim, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     modules = {n: layer(n, dim, heads, chunk_size).to(device, dtype) for n, why in gates.items() if not why}
     found: list[Row] = [{"name": n, "gate": why} for n, why in gates.items() if why]

@@ -51,8 +51,8 @@ def test_tables_are_filled_between_their_markers(records) -> None:
     assert report.fill(filled, records) == filled
     assert filled.count("not measured") >= filled.count("| target") > 0
     assert "| self-modifying | forward + backward |" in filled
-    with pytest.raises(ValueError, match="asks for table 'opps'"):
-        report.fill("<!-- table: opps -->\n<!-- end -->", records)
+    with pytest.raises(ValueError, match="asks for table 'ops2'"):
+        report.fill("<!-- table: ops2 -->\n<!-- end -->", records)
 
 
 def test_the_figure_is_drawn_with_and_without_results(records, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_version(capsys) -> None:
     [
         ("trian", "unknown command 'trian'; did you mean train?"),
         ("doctor --jsn", "unknown option --jsn of nestling doctor; did you mean --json?"),
-        ("bench opps", "unknown suite 'opps'; did you mean ops?"),
+        ("bench ops2", "unknown suite 'ops2'; did you mean ops?"),
         ("bench --threads 0", "argument --threads: '0' is not a whole number of at least 1; see nestling bench --help"),
         ("doctor twice", "unexpected argument 'twice'; see nestling doctor --help"),
         ("train --steps 3", "unknown option --steps of nestling train; did you mean --train.steps?"),
