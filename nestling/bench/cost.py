@@ -89,10 +89,10 @@ def self_modifying(K: int, C: int, F: int = 0, M: int = 5, *, memory: str = "fea
 
 
 def _self_modifying_mlp(K: int, C: int, F: int, M: int) -> Cost:
-    # Forward of two matrices: generators at z and v, all at k; errors go back through the second. Then each matrix:
-    # read as it decays and at the start (first 2, second 1 more), written, and read by q in two parts.
+    # Forward of two matrices: generators at z and v, all at k; errors go back through the second. Then the first is
+    # read as it decays, the second so and at the start; both are written, and read by q in two parts.
     forward = 2 * (2 * (M - 1) + M)
-    products = forward + M + 2 * M + 2 * M + 2 * M + 4
+    products = forward + M + M + 2 * M + 2 * M + 4
     inside = 2 * C * K + 2 * M * C * F + M * C * (F + K)  # k·k; h·h of each memory; both solves
     inside += 2 * C * (K + F) + 2 * C * (F + K)  # what q finds in each matrix
     return Cost(2 * K * F * products + inside, 3 * K + 4 * M * F * K / C)
