@@ -19,6 +19,7 @@ NAMES = [
     "memories.SelfModifyingTitans",
     "memories.ContinuumMemory",
     "memories.TitansMemory",
+    "memories.HierarchicalTitans",
     "memories.DeltaRule",
     "models.build",
     "models.State",

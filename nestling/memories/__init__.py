@@ -7,6 +7,7 @@
 | DeltaRule, GatedDeltaRule | matrix | L2 regression (with decay) | gradient descent | 1 |
 | TTTMemory | 2-layer MLP | L2 regression | gradient descent | chunk |
 | TitansMemory | 2-layer MLP | L2 regression | momentum and forgetting | chunk |
+| HierarchicalTitans | two of them, one new in every shard | L2 regression | momentum and forgetting | chunks |
 | SelfModifyingTitans | matrices that make their own keys, values, rates | dot product or L2 | DGD | 1, chunk |
 | ContinuumMemory and its variants | gated MLPs | task loss | inner rules | chosen |
 """
@@ -19,6 +20,7 @@ from nestling.memories.continuum import (
     NestedContinuumMemory,
     fast_weights,
 )
+from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule, LinearAttention, Retention
 from nestling.memories.mlp import TTTMemory
 from nestling.memories.self_modifying import SelfModifyingTitans
@@ -29,6 +31,7 @@ __all__ = [
     "ContinuumMemory",
     "DeltaRule",
     "GatedDeltaRule",
+    "HierarchicalTitans",
     "IndependentContinuumMemory",
     "InnerRule",
     "LinearAttention",

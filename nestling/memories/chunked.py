@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,25 @@ _DESCRIPTION = {"linear": "matrix", "mlp": "2-layer residual MLP"}
 
 
 @state_class
-class ChunkedState:
+class KeyValueState:
     """One row per sequence; as large after one token as after a million."""
 
-    tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
     anchor: list[Tensor]  # (B, H, in, out) each: deviations from the initial weights at the last chunk border
     running: list[Tensor]  # the same after the last token
     surprise: list[Tensor]  # (B, H, in, out) each: S after the last token; empty without momentum
     count: Tensor  # (B,) int64, tokens in the open chunk
 
 
-class ChunkedMemory(nn.Module):
-    """Base of `TitansMemory` and `TTTMemory`. `y, state = layer(x, state=None, lengths=None)`.
+@state_class
+class ChunkedState:
+    """One row per sequence."""
+
+    tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
+    memory: KeyValueState
+
+
+class KeyValueMemory(nn.Module):
+    """A memory per head that is written with given keys and values, and its gates.
 
     The gates are sigmoids of the token; gradients are taken at the chunk's first state. DEVIATION: the write rate is
     eta_max eta (1 - mu) / chunk_size, so that all echoes of a chunk's writes together have rate at most eta_max:
@@ -58,9 +65,8 @@ class ChunkedMemory(nn.Module):
         for name, size in sizes.items():
             if size is not None and size <= 0:
                 raise ValueError(f"{name} is {size}; use a positive number")
-        self.frame = Frame(dim, heads)
         self.chunk_size, self.memory, self.decay_to, self.eta_max = chunk_size, memory, decay_to, eta_max
-        width, hidden = self.frame.width, expansion * self.frame.width
+        width, hidden = dim // heads, expansion * (dim // heads)
         shapes = {"linear": [(width, width)], "mlp": [(width, hidden), (hidden, width)]}[memory]
         self.initial = nn.ParameterList(nn.Parameter(torch.randn(heads, *shape) * shape[0] ** -0.5) for shape in shapes)
         start = {"eta": 0.5}
@@ -69,18 +75,20 @@ class ChunkedMemory(nn.Module):
         self.gates = TokenGates(dim, heads, **start)
 
     def forward(
-        self, x: Tensor, state: ChunkedState | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, ChunkedState]:
-        """x (B, T, D) -> y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
-
-        The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
-        """
-        q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: KeyValueState | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValueState]:
+        """x (B, T, D) for the gates, q, k, v (B, T, H, K) -> o (B, T, H, K) and the state after the real tokens."""
         log = self.gates(x)
         eta = log["eta"].exp() * (self.eta_max / self.chunk_size)
         if "mu" in log:
             eta = -torch.expm1(log["mu"]) * eta
-        y, new = dispatch.titans(
+        o, new = dispatch.titans(
             q,
             k,
             v,
@@ -97,8 +105,7 @@ class ChunkedMemory(nn.Module):
         count = torch.zeros(len(x), dtype=torch.long, device=x.device) if state is None else state.count
         count = (count + (x.shape[1] if lengths is None else lengths.to(count))) % self.chunk_size
         n = len(self.initial)
-        anchor, running, surprise = (list(part) for part in (new[:n], new[n : 2 * n], new[2 * n :]))
-        return self.frame.leave(y, x), ChunkedState(tail, anchor, running, surprise, count)
+        return o, KeyValueState(list(new[:n]), list(new[n : 2 * n]), list(new[2 * n :]), count)
 
     def half_life(self) -> float | None:
         """Tokens until an unwritten memory has halved its way to where it decays, at a neutral gate."""
@@ -106,12 +113,12 @@ class ChunkedMemory(nn.Module):
             return None
         return float(math.log(0.5) / self.gates.at_rest("alpha").log().mean())
 
-    def levels(self) -> list[Level]:
-        """The memory (its weights at a token are one more write than at the token before), and the projections."""
+    def level(self, name: str, beside: int, transfer: str = "initialisation (meta-learned)") -> Level:
+        """Its box: its weights at a token are one more write than at the token before. beside: further state bytes."""
         numel = sum(w.numel() for w in self.initial)
         momentum = "mu" in self.gates.names
-        memory = Level(
-            name="memory",
+        return Level(
+            name=name,
             memory=_DESCRIPTION[self.memory],
             objective="L2 regression",
             rule="gradient descent with momentum" if momentum else "gradient descent",
@@ -119,7 +126,32 @@ class ChunkedMemory(nn.Module):
             period=1,
             parameters=numel,
             half_life=self.half_life(),
-            transfer="initialisation (meta-learned)",
-            state_bytes=4 * numel * (3 if momentum else 2) + self.frame.tail_bytes() + 8,
+            transfer=transfer,
+            state_bytes=4 * numel * (3 if momentum else 2) + 8 + beside,
         )
-        return [memory, static_level(self, numel)]
+
+
+class ChunkedMemory(nn.Module):
+    """Base of `TitansMemory` and `TTTMemory`. `y, state = layer(x, state=None, lengths=None)`."""
+
+    def __init__(self, dim: int, heads: int, expansion: int, chunk_size: int, **options: Any) -> None:
+        """options: those of KeyValueMemory."""
+        super().__init__()
+        self.frame = Frame(dim, heads)
+        self.memory = KeyValueMemory(dim, heads, expansion, chunk_size, **options)
+
+    def forward(
+        self, x: Tensor, state: ChunkedState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ChunkedState]:
+        """x (B, T, D) -> y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
+
+        The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
+        """
+        q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
+        o, memory = self.memory(x, q, k, v, None if state is None else state.memory, lengths)
+        return self.frame.leave(o, x), ChunkedState(tail, memory)
+
+    def levels(self) -> list[Level]:
+        """The memory, and the projections around it."""
+        level = self.memory.level("memory", beside=self.frame.tail_bytes())
+        return [level, static_level(self, level.parameters)]

@@ -135,6 +135,21 @@ def test_second_derivatives_are_those_of_the_loop(kept, kind, monkeypatch):
     chunk_equals_loop(first(chunk), first(reference), inputs(10, kind), rtol=1e-9)
 
 
+@KINDS
+def test_two_threads_give_the_numbers_of_one(kind):
+    made, results = inputs(100, kind, dtype=torch.float32), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            leaves = {n: x.clone().requires_grad_() for n, x in made.items()}
+            outputs = named(chunk)(**leaves, chunk_size=16, count=torch.tensor([5, 5]))
+            results.append((*outputs, *torch.autograd.grad(random_loss(outputs), list(leaves.values()))))
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, "two threads", rtol=1e-5)
+
+
 def test_chunk_equals_reference_without_forgetting():
     made = inputs(40)
     del made["log_decay"]
