@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nestling.core.level import Level
-from nestling.introspect import modules
+from nestling.introspect import deep_optimizers, modules
 from nestling.introspect.box import Box, Boxes
-from nestling.introspect.optimizers import COUNTERS, SURPRISE, Kept, describe
+from nestling.introspect.optimizers import COUNTERS, SURPRISE, Description, Group, Kept, describe
+
+UNKNOWN = Description(rule="not known", half_life=None)
 
 
 @runtime_checkable
@@ -102,11 +104,16 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Box]:
     for index, group in enumerate(optimizer.param_groups):
         prefix = f"{type(optimizer).__name__}.{index}" if several else type(optimizer).__name__
         params = [p for p in group["params"] if p.requires_grad]
-        known = describe(optimizer, group | {"steps_taken": steps_taken(optimizer, params)})
+        known = described(optimizer, group | {"steps_taken": steps_taken(optimizer, params)})
         kept = known.kept if known else ()
-        yield weights_box(prefix, params, known.rule if known else "not known", known.half_life if known else None)
+        yield weights_box(prefix, params, known or UNKNOWN)
         yield from (kept_box(prefix, memory, params) for memory in kept)
         yield from observed_boxes(prefix, optimizer, params, {key for memory in kept for key in memory.keys})
+
+
+def described(optimizer: torch.optim.Optimizer, group: Group) -> Description | None:
+    """What is known of how an optimizer treats a group."""
+    return deep_optimizers.describe(optimizer, group) or describe(optimizer, group)
 
 
 def steps_taken(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> float:
@@ -114,10 +121,11 @@ def steps_taken(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> float
     return max((float(optimizer.state[p].get("step", 0)) for p in params if p in optimizer.state), default=0.0)
 
 
-def weights_box(prefix: str, params: list[Tensor], rule: str, half_life: float | None) -> Box:
+def weights_box(prefix: str, params: list[Tensor], known: Description) -> Box:
     """The weights of a group as the memory that the optimizer's rule writes; the module's boxes own them."""
     return on_step_clock(
-        name=f"{prefix}.weights", memory="weights of the module", objective=SURPRISE, rule=rule, half_life=half_life,
+        name=f"{prefix}.weights", memory="weights of the module", objective=SURPRISE, rule=known.rule,
+        half_life=known.half_life, period=known.period,
         transfer="backpropagation", sizes=[p.numel() for p in params], itemsize=4,
     )  # fmt: skip
 
@@ -128,8 +136,8 @@ def kept_box(prefix: str, memory: Kept, params: list[Tensor]) -> Box:
     sizes = [size for p in ([whole] if memory.whole_group else params) for size in memory.sizes(p)]
     return on_step_clock(
         name=f"{prefix}.{memory.name}", memory=memory.memory, objective=memory.objective, rule=memory.rule,
-        half_life=memory.half_life, transfer="generation: the module's gradients are its data", sizes=sizes,
-        itemsize=max((p.element_size() for p in params), default=4),
+        half_life=memory.half_life, period=memory.period, transfer="generation: the module's gradients are its data",
+        sizes=sizes, itemsize=max((p.element_size() for p in params), default=4),
     )  # fmt: skip
 
 
@@ -152,15 +160,21 @@ def observed_boxes(
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in an entry of an optimizer's state: itself, or the items of a list."""
+    """The tensors in an entry of an optimizer's state: itself, or the items of a list or dictionary."""
     if isinstance(value, Tensor):
         return [value]
-    return [x for x in value if isinstance(x, Tensor)] if isinstance(value, list | tuple) else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [x for part in parts for x in tensors_of(part)]
 
 
 def on_step_clock(*, sizes: list[int], itemsize: int, **said: Any) -> Box:
-    """A box written at every step that changes tensors of these sizes and owns no parameter of the module."""
+    """A box of the step clock that changes tensors of these sizes, at every step unless said, and owns no parameter."""
     total = sum(sizes)
     return Box(
-        clock="step", period=1, parameters=0, tensors=len(sizes), elements=total, state_bytes=total * itemsize, **said
+        clock="step",
+        parameters=0,
+        tensors=len(sizes),
+        elements=total,
+        state_bytes=total * itemsize,
+        **{"period": 1, **said},
     )

@@ -40,6 +40,7 @@ class Kept:
     half_life: float | None  # steps, at the current hyper-parameters; None = does not decay
     sizes: Sizes = one_like
     whole_group: bool = False  # kept once for all parameters as one vector, under the first, not once for each
+    period: float = 1  # steps between writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Description:
     rule: str
     half_life: float | None  # of an undisturbed weight, in steps; None = does not decay, or not at a fixed rate
     kept: tuple[Kept, ...] = ()
+    period: float = 1  # steps between writes of the weights
 
 
 # Entries of an optimizer's state that are clocks or scratch, not memories of gradients.

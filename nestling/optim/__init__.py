@@ -7,7 +7,7 @@ from nestling.optim.generalised import Form, Generalised
 from nestling.optim.m3 import M3
 from nestling.optim.momentum import DeltaMomentum, Momentum, PreconditionedMomentum
 from nestling.optim.muon import Muon
-from nestling.optim.preconditioners import Diagonal, Given, Kronecker
+from nestling.optim.preconditioners import Diagonal, Given, Kronecker, Preconditioner
 
 __all__ = [
     "DGD",
@@ -23,5 +23,6 @@ __all__ = [
     "Muon",
     "Optimizer",
     "PreconditionedMomentum",
+    "Preconditioner",
     "RuleOptimizer",
 ]
