@@ -15,6 +15,7 @@ from nestling.ops.newton_schulz import QUINTIC
 from nestling.optim.base import Group, Params, State, decay_weights
 from nestling.optim.orthogonal import MatrixOptimizer, adjusted_rate, orthogonalize
 
+NS_EPS = 1e-7  # a matrix of smaller norm counts as zero, as in Muon
 Scale = tuple[int, float, float]  # a slow memory: period in steps, kept fraction beta, weight alpha in the step
 
 
@@ -22,18 +23,20 @@ class M3(MatrixOptimizer):
     """Multi-scale momentum Muon, for hidden matrices (`param_groups` gives the others to AdamW).
 
         m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
-        D = (NS(m) + sum_k alpha_k NS(s_k)) / (sqrt(v) + eps)           s_k as it was at the last border of its period
+        D = (NS(m) + sum_k alpha_k NS(s_k)) / (sqrt(v) + eps rms(sqrt(v)))      s_k as it was at its last border
         W <- (1 - lr weight_decay) W - lr' |NS(m)| D / |D|
         at a border of period k:   s_k <- b_k s_k + (1 - b_k) mean of the period's gradients
 
     `slow` lists (period, b_k, alpha_k), any number of them. A slow memory written at the end of one period is first
-    read in the next, and is orthogonalised once per period. b2 = None leaves v out. lr' and nesterov are Muon's.
+    read in the next, and is orthogonalised once per period. b2 = None leaves v out, a large eps weakens it. lr' and
+    nesterov are Muon's. Kept per parameter: m, v, and two tensors for each slow memory.
 
     literal=True is Algorithm 1 as printed: sums (m <- m + b1 g, v <- v + b2 g^2, s <- s + b3 sum g), the plain rate,
-    and no rescaling of D. It is there for tests: the step shrinks with the scale of the loss and as 1/sqrt(steps), and
-    an entry whose gradients are small explodes.
-    DEVIATION: means for sums, |NS(m)| D / |D| so that a step is as long as Muon's whatever the scale of the loss,
-    decoupled weight decay. A sum over a period has the gradients after its first border; line 3 counts that one twice.
+    eps as it is, and no rescaling of D. It is there for tests: the step shrinks as the scale of the loss grows and as
+    1/sqrt(steps), and an entry whose gradients are small explodes.
+    DEVIATION: means for sums; |NS(m)| D / |D|, so that a step is as long as Muon's whatever the scale of the loss; eps
+    in units of sqrt(v), or the entries with the smallest gradients take the whole step; decoupled weight decay. Line 3
+    counts the gradient at a border twice, here it counts once.
     """
 
     def __init__(
@@ -41,11 +44,11 @@ class M3(MatrixOptimizer):
         params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float | None] = (0.95, 0.999),
-        slow: Sequence[Scale] = ((10, 0.9, 0.5),),
+        slow: Sequence[Scale] = ((10, 0.9, 0.2),),
         weight_decay: float = 0.1,
         nesterov: bool = True,
         ns_coefficients: tuple[float, float, float] = QUINTIC,
-        eps: float = 1e-8,
+        eps: float = 0.3,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         *,
@@ -87,7 +90,7 @@ class M3(MatrixOptimizer):
         m = [state["momentum_buffer"] for state in states]
         write(m, grads, beta1, group)
         nesterov = group["nesterov"] and not group["literal"]
-        fast = orthogonalize(list(torch._foreach_lerp(grads, m, beta1)) if nesterov else m, group)
+        fast = orthogonalize(list(torch._foreach_lerp(grads, m, beta1)) if nesterov else m, group, NS_EPS)
         total = [o.to(p.dtype) for o, p in zip(fast, params, strict=True)]
         if not group["slow"] and beta2 is None:
             return total
@@ -98,7 +101,7 @@ class M3(MatrixOptimizer):
             torch._foreach_div_(total, scales(grads, states, beta2, group))
         if group["literal"]:
             return total
-        ratios = [a / b.clamp_min(group["eps"]) for a, b in zip(length, torch._foreach_norm(total), strict=True)]
+        ratios = [a / b.clamp_min(tiny(b)) for a, b in zip(length, torch._foreach_norm(total), strict=True)]
         return torch._foreach_mul(total, ratios)
 
 
@@ -119,8 +122,20 @@ def scales(grads: list[Tensor], states: list[State], beta: float, group: Group) 
     roots = list(torch._foreach_sqrt(v))
     if not group["literal"]:
         torch._foreach_div_(roots, [(1 - beta ** state["step"]) ** 0.5 if beta < 1 else 1.0 for state in states])
-    torch._foreach_add_(roots, group["eps"])
+    if group["literal"]:
+        torch._foreach_add_(roots, group["eps"])
+    else:
+        torch._foreach_add_(roots, [group["eps"] * rms(root) + tiny(root) for root in roots])
     return roots
+
+
+def rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x) / max(1, x.numel()) ** 0.5
+
+
+def tiny(x: Tensor) -> float:
+    """What may stand below a fraction whose numerator is zero too."""
+    return torch.finfo(x.dtype).tiny
 
 
 def write_slow(k: int, scale: Scale, grads: list[Tensor], states: list[State], group: Group) -> None:
@@ -139,7 +154,8 @@ def write_slow(k: int, scale: Scale, grads: list[Tensor], states: list[State], g
     torch._foreach_add_([state[memory] for state in states], grads, alpha=gain)
     due = [state for state in states if state["step"] % period == 0]
     if due:
-        torch._foreach_copy_([state[read] for state in due], orthogonalize([state[memory] for state in due], group))
+        for state, o in zip(due, orthogonalize([state[memory] for state in due], group, NS_EPS), strict=True):
+            state[read].copy_(o)
 
 
 def slow_keys(k: int) -> tuple[str, str]:

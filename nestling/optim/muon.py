@@ -54,4 +54,4 @@ class Muon(MatrixOptimizer):
         torch._foreach_lerp_(m, grads, 1 - beta)
         read = list(torch._foreach_lerp(grads, m, beta)) if group["nesterov"] else m
         decay_weights(params, group)
-        add_scaled(params, orthogonalize(read, group), group)
+        add_scaled(params, orthogonalize(read, group, group["eps"]), group)

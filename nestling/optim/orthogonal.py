@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nestling.ops import dispatch
 from nestling.optim.base import Group, Optimizer, matrix
+from nestling.optim.sharded import part_like, whole
 
 BATCH_BYTES = 1 << 27  # of matrices that are orthogonalised together; a batch this large fills any device
 ADJUSTMENTS = (None, "original", "match_rms_adamw")
@@ -55,14 +56,14 @@ def matrix_shape(p: Tensor) -> tuple[int, int]:
     return p.shape[0], math.prod(p.shape[1:])
 
 
-def orthogonalize(matrices: list[Tensor], group: Group) -> list[Tensor]:
+def orthogonalize(matrices: list[Tensor], group: Group, eps: float) -> list[Tensor]:
     """Newton-Schulz of each, all of one shape up to transposition; in `ns_dtype`, by default the device's fastest."""
     first = matrices[0]
     rows, columns = sorted(matrix_shape(first))
     stack = torch.empty(len(matrices), rows, columns, dtype=ns_dtype(first, group), device=first.device)
-    torch._foreach_copy_(list(stack.unbind()), [wide(x) for x in matrices])
-    made = dispatch.newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], eps=group["eps"])
-    return [(o if o.shape == matrix(x).shape else o.mT).reshape(x.shape) for o, x in zip(made, matrices, strict=True)]
+    torch._foreach_copy_(list(stack.unbind()), [wide(whole(x)) for x in matrices])
+    made = dispatch.newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], eps=eps)
+    return [part_like(narrow(o, x), x) for o, x in zip(made, matrices, strict=True)]
 
 
 def ns_dtype(x: Tensor, group: Group) -> torch.dtype:
@@ -76,6 +77,11 @@ def wide(x: Tensor) -> Tensor:
     """The parameter as a matrix with rows <= columns."""
     X = matrix(x)
     return X.mT if X.shape[0] > X.shape[1] else X
+
+
+def narrow(o: Tensor, x: Tensor) -> Tensor:
+    """What `wide` made, in the shape of the parameter."""
+    return (o if matrix_shape(x)[0] <= matrix_shape(x)[1] else o.mT).reshape(x.shape)
 
 
 def adjusted_rate(p: Tensor, group: Group) -> float:

@@ -1,0 +1,121 @@
+"""Run by test_sharded.py: two processes train FSDP2 models, and each the same model alone; the differences are printed.
+
+python processes.py RANK PORT
+"""
+
+import copy
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+
+from nestling import optim
+
+STEPS, BATCH = 10, 64
+
+
+def both(make):
+    """Matrices by `make`, vectors by AdamW."""
+
+    def levels(model, period=1):
+        parts = [[p for p in model.parameters() if (p.dim() > 1) == big] for big in (True, False)]
+        return optim.MultiLevel({"slow": (make(parts[0]), period), "fast": (torch.optim.AdamW(parts[1]), 1)})
+
+    return levels
+
+
+MAKE = {
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters()),
+    "Momentum": lambda model: optim.Momentum(model.parameters(), 0.02, nesterov=True, weight_decay=0.01),
+    "Preconditioned, diagonal": lambda model: optim.PreconditionedMomentum(model.parameters(), 2e-3),
+    "DeltaMomentum, scalar": lambda model: optim.DeltaMomentum(model.parameters(), 0.02, erase="scalar"),
+    "MultiLevel": lambda model: both(lambda params: optim.Momentum(params, 0.05))(model, 3),
+    "Muon": both(lambda params: optim.Muon(params, 0.01, ns_dtype="float32")),
+    "M3": both(lambda params: optim.M3(params, 0.01, slow=[(3, 0.9, 0.5)], ns_dtype="float32")),
+}
+
+
+def network():
+    """Square matrices or nearly, so that gradients of 64 samples have full rank; 7 rows do not divide by two."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 8))
+
+
+def step(model, optimizer, number, rows):
+    made = torch.Generator().manual_seed(number)
+    x, y = torch.randn(BATCH, 8, generator=made)[rows], torch.randn(BATCH, 8, generator=made)[rows]
+    optimizer.zero_grad()
+    F.mse_loss(model(x), y).backward()
+    optimizer.step()
+
+
+def spread(rank, mesh):
+    model = network()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+
+
+@torch.no_grad()
+def difference(model, alone):
+    """The largest difference of a parameter, relative to its largest entry."""
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    return max(float((p.full_tensor() - q).abs().max() / q.abs().max()) for p, q in pairs)
+
+
+def compare(make, rank, mesh):
+    alone = network()
+    optimizer = make(alone)
+    for number in range(STEPS):
+        step(alone, optimizer, number, slice(None))
+    model, rows = spread(rank, mesh)
+    optimizer = make(model)
+    for number in range(STEPS):
+        step(model, optimizer, number, rows)
+    moved = difference(model, network())
+    return {"difference": difference(model, alone), "moved": moved}
+
+
+def resumed(rank, mesh):
+    """Ten steps, and five steps, a checkpoint of the sharded state, and five more."""
+    model, rows = spread(rank, mesh)
+    optimizer = MAKE["M3"](model)
+    for number in range(5):
+        step(model, optimizer, number, rows)
+    saved = copy.deepcopy((model.state_dict(), get_optimizer_state_dict(model, optimizer)))
+    other, _ = spread(rank, mesh)
+    restored = MAKE["M3"](other)
+    other.load_state_dict(saved[0])
+    set_optimizer_state_dict(other, restored, saved[1])
+    for trained, by in ((model, optimizer), (other, restored)):
+        for number in range(5, STEPS):
+            step(trained, by, number, rows)
+    return all(
+        torch.equal(p.full_tensor(), q.full_tensor())
+        for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+def main() -> None:
+    rank, port = int(sys.argv[1]), sys.argv[2]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    results = {name: compare(make, rank, mesh) for name, make in MAKE.items()}
+    print(json.dumps({**results, "resumed": resumed(rank, mesh)}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

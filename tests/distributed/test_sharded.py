@@ -1,0 +1,44 @@
+"""Two processes with FSDP2 equal one: both train on half of each batch, gloo on the CPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("processes.py")
+ELEMENT_WISE = ("AdamW", "Momentum", "Preconditioned, diagonal", "DeltaMomentum, scalar", "MultiLevel")
+MATRICES = ("Muon", "M3")
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict]:
+    """What each process printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
+    command = [sys.executable, str(SCRIPT)]
+    ran = [
+        subprocess.Popen([*command, rank, port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        for rank in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=120) for process in ran]
+    assert [process.returncode for process in ran] == [0, 0], "\n".join(err for _, err in printed)
+    return [json.loads(out.splitlines()[-1]) for out, _ in printed]
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [(name, 1e-6) for name in ELEMENT_WISE] + [(name, 1e-5) for name in MATRICES]
+)
+def test_two_processes_equal_one_over_ten_steps(results: list[dict], name: str, allowed: float) -> None:
+    for process in results:
+        assert process[name]["difference"] <= allowed
+        assert process[name]["moved"] > 1e-2
+
+
+def test_a_sharded_checkpoint_goes_on_with_equal_bits(results: list[dict]) -> None:
+    assert all(process["resumed"] for process in results)
