@@ -1,20 +1,19 @@
 """Self-modifying Titans in chunks: one Python loop over chunks, everything inside a chunk in parallel.
 
 The generated k, v, eta, alpha and all gradients are taken at the chunk's anchor, so inside a chunk each matrix
-follows a linear recurrence, solved exactly by one unit-triangular system (README.md). This file cuts the call into
+follows a linear recurrence, solved exactly by one unit-triangular system (README.md). `ops/walk.py` cuts the call into
 the rest of an open chunk, whole chunks, and the beginning of the next; one_layer.py and two_layer.py do the chunks.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from nestling.ops.alignment import Alignment, align
 from nestling.ops.self_modifying.one_layer import OneLayer, Writer
 from nestling.ops.self_modifying.rule import Rule
 from nestling.ops.self_modifying.two_layer import TwoLayer
-from nestling.ops.self_modifying.writes import Matrices, pick
+from nestling.ops.self_modifying.writes import Matrices
+from nestling.ops.walk import Tokens, walk
 
 
 def self_modifying(
@@ -56,17 +55,10 @@ def self_modifying(
         memories = TwoLayer(weights, gates, rule)
     else:
         memories = OneLayer(weights[0], features, gates, rule, writer)
-    rows, tokens = z.shape[:2]
+    rows = len(z)
     anchor = memories.enter(rows, None if state is None else state[: len(weights)])
     running = anchor if state is None else memories.enter(rows, state[len(weights) :])
-    if tokens == 1:
-        y, anchor, running = _token(memories, z, q, anchor, running, count, lengths, chunk_size)
-    else:
-        frame = align(z, count, lengths, chunk_size)
-        y, anchor, running = _chunks(
-            memories, frame.enter(z), None if q is None else frame.enter(q), anchor, running, frame
-        )
-        y = frame.leave(y)
+    y, anchor, running = walk(_Walked(memories), (z, q), anchor, running, count, lengths, chunk_size)
     return y, (*memories.leave(anchor), *memories.leave(running))
 
 
@@ -85,91 +77,24 @@ def _check(
         raise ValueError(f"weights map {weights[0].shape[-2]} to {weights[-1].shape[-1]}, not {width} to {z.shape[-1]}")
 
 
-def _token(
-    memories: OneLayer | TwoLayer,
-    z: Tensor,
-    q: Tensor | None,
-    anchor: Matrices,
-    running: Matrices,
-    count: Tensor | None,
-    lengths: Tensor | None,
-    chunk_size: int,
-) -> tuple[Tensor, Matrices, Matrices]:
-    """One token in every row, whatever its phase: a chunk of one, and a new anchor where it fills the open chunk."""
-    written = torch.ones(len(z), dtype=torch.long, device=z.device)
-    if lengths is not None:
-        written = lengths.to(z.device).clamp(max=1)
-    y, running = memories.step(
-        z.transpose(1, 2),
-        None if q is None else q.transpose(1, 2),
-        anchor,
-        running,
-        None if lengths is None else written[:, None] > 0,
-    )
-    full = written if count is None else count.to(z.device) + written
-    return y.transpose(1, 2), pick(full == chunk_size, running, anchor), running
+class _Walked:
+    """The memories as `walk` sees them: tokens are z and q or None, time second."""
+
+    def __init__(self, memories: OneLayer | TwoLayer) -> None:
+        self.memories = memories
+
+    def step(
+        self, tokens: Tokens, anchor: Matrices, running: Matrices, alive: Tensor | None
+    ) -> tuple[Tensor, Matrices]:
+        y, running = self.memories.step(*_heads_first(tokens), anchor, running, alive)
+        return y.transpose(1, 2), running
+
+    def whole(self, tokens: Tokens, running: Matrices, full: Tensor | None, chunk_size: int) -> tuple[Tensor, Matrices]:
+        y, running = self.memories.whole(*_heads_first(tokens), running, full, chunk_size)
+        return y.transpose(1, 2), running
 
 
-def _chunks(
-    memories: OneLayer | TwoLayer,
-    z: Tensor,
-    q: Tensor | None,
-    anchor: Matrices,
-    running: Matrices,
-    frame: Alignment,
-) -> tuple[Tensor, Matrices, Matrices]:
-    """The call's frame, part by part: y (B, frame, H, K), anchor and running matrices."""
-    z, q = z.transpose(1, 2), None if q is None else q.transpose(1, 2)  # (B, H, T, K)
-    C, alive, outputs = frame.chunk_size, frame.alive(), []
-
-    def step(part: slice) -> Matrices:
-        here = None if alive is None else alive[:, part]
-        y, grown = memories.step(z[:, :, part], None if q is None else q[:, :, part], anchor, running, here)
-        outputs.append(y)
-        return grown
-
-    begin = 0
-    if frame.frame and (frame.first < C or frame.start is not None):  # a chunk is open
-        begin = min(frame.first, frame.frame)
-        running = step(slice(0, begin))
-        if begin == frame.first:
-            anchor = pick(frame.full(begin), running, anchor)
-    end = begin + (frame.frame - begin) // C * C
-    if end > begin:
-        whole = slice(begin, end)
-        full = _full(frame, begin, end)
-        y, E = memories.whole(z[:, :, whole], None if q is None else q[:, :, whole], running, full, C)
-        outputs.append(y)
-        anchor, running = (E if begin == 0 else pick(frame.full(begin), E, anchor)), E
-        if frame.end is not None:
-            running = _open(memories, z, q, anchor, running, frame.end, begin, end, C)
-    if frame.frame > end:
-        running = step(slice(end, frame.frame))
-    return (torch.cat(outputs, 2) if outputs else torch.zeros_like(z)).transpose(1, 2), anchor, running
-
-
-def _full(frame: Alignment, begin: int, end: int) -> Tensor | None:
-    """(N, B): the rows that fill each whole chunk between two borders, None where all do."""
-    if frame.end is None:
-        return None
-    borders = torch.arange(begin + frame.chunk_size, end + 1, frame.chunk_size, device=frame.end.device)
-    return frame.end >= borders[:, None]
-
-
-def _open(
-    memories: OneLayer | TwoLayer,
-    z: Tensor,
-    q: Tensor | None,
-    anchor: Matrices,
-    running: Matrices,
-    stop: Tensor,
-    begin: int,
-    end: int,
-    chunk_size: int,
-) -> Matrices:
-    """The running matrices of the rows that stop (B,) inside the whole chunks: their last chunk once more, in part."""
-    start = begin + (stop - begin).clamp(min=0) // chunk_size * chunk_size
-    place = start[:, None] + torch.arange(chunk_size, device=z.device)  # (B, C)
-    alive = (place < stop[:, None]) & (start < end)[:, None]
-    index = place.clamp(max=z.shape[2] - 1)[:, None, :, None].expand(-1, z.shape[1], -1, z.shape[3])
-    return memories.step(z.gather(2, index), None if q is None else q.gather(2, index), anchor, running, alive)[1]
+def _heads_first(tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    z, q = tokens
+    assert z is not None
+    return z.transpose(1, 2), None if q is None else q.transpose(1, 2)  # (B, H, C, K)

@@ -20,7 +20,6 @@ from nestling.ops.self_modifying.writes import (
     commit,
     enter,
     leave,
-    pick,
     read,
     read_initial,
     read_last,
@@ -28,6 +27,7 @@ from nestling.ops.self_modifying.writes import (
     targets,
     unit,
 )
+from nestling.ops.walk import pick
 
 Writer = Callable[..., Results]  # as fused.write_chunks
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nestling.ops.self_modifying.derivatives import Given, differentiable, learns
-from nestling.ops.self_modifying.writes import Matrices, pick
+from nestling.ops.self_modifying.writes import Matrices
+from nestling.ops.walk import pick
 
 
 def scan(

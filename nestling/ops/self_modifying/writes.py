@@ -136,13 +136,6 @@ def leave(initial: Tensor, E: Tensor, rule: Rule) -> Tensor:
     return E if rule.decay_to == "initial" else E - initial
 
 
-def pick(rows: Tensor | None, a: Matrices, b: Matrices) -> Matrices:
-    """a in these rows (B,), else b; None = all rows."""
-    if rows is None:
-        return a
-    return [torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(a, b, strict=True)]
-
-
 def shift(g: Tensor) -> Tensor:
     """Cumulative log decay before each token's own."""
     return functional.pad(g[..., :-1], (1, 0))
