@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nestling.bench.measure import peak_bytes, timed
+from nestling.bench.measure import forget_peak, peak_bytes, resident, timed
 from nestling.bench.workloads import layer, layer_work, model, text, training_work
 from nestling.models import Decoder, LanguageModel, State
 
 Row = dict[str, Any]
 LENGTHS = (4096, 8192, 16_384, 32_768, 65_536)
+LONG = 2048  # tokens from which the allocator's record of a run is too large to keep
 CALL = 4096  # tokens of one call while a context is read
 
 
@@ -40,13 +41,16 @@ def lengths(
     repeats: int = 2,
     device: str = "cpu",
 ) -> list[Row]:
-    """Forward and backward of one sequence by its length; peak memory from one more run. The median of `repeats`
-    rounds, lengths in turn, so that drift of the machine does not look like growth."""
-    works: dict[tuple[str, int], Callable[[], object]] = {}
-    for name in names:
-        for size in sizes:
-            if name != "transformer block" or size <= attention_up_to:
-                works[name, size] = _one_sequence(name, size, dim, heads, preset, device)
+    """Forward and backward of one sequence by its length, the fastest of `repeats` rounds in which the lengths take
+    turns, so that drift of the machine does not look like growth; peak memory from one more run, of long sequences on
+    a CPU in a process of its own."""
+    sequences = {
+        (name, size): OneSequence(name=name, size=size, dim=dim, heads=heads, preset=preset)
+        for name in names
+        for size in sizes
+        if name != "transformer block" or size <= attention_up_to
+    }
+    works = {key: one.work(device) for key, one in sequences.items()}
     for name in names:
         works[name, min(sizes)]()
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in works}
@@ -55,8 +59,9 @@ def lengths(
             seconds[key].append(timed(work, device)[0])
     rows: list[Row] = []
     for (name, size), found in seconds.items():
-        best = sorted(found)[(len(found) - 1) // 2]
-        peak = peak_bytes(works[name, size], device)
+        one, best = sequences[name, size], min(found)
+        apart = device == "cpu" and size >= LONG
+        peak = alone(one)["growth"] if apart else peak_bytes(works[name, size], device)
         rows.append(
             {"name": name, "length": size, "seconds": best, "tokens_per_second": size / best, "peak_bytes": peak}
         )
@@ -75,12 +80,45 @@ def slopes(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     }
 
 
-def _one_sequence(name: str, size: int, dim: int, heads: int, preset: str, device: str) -> Callable[[], object]:
-    if name == "hope":
-        module = model("hope", preset).to(device)
-        return training_work(module, text(1, size, module.config.vocab_size, device))
-    x = torch.randn(1, size, dim, generator=torch.Generator().manual_seed(0)).to(device)
-    return layer_work(layer(name, dim, heads).to(device), x, training=True)
+@dataclass(frozen=True, kw_only=True)
+class OneSequence:
+    """One sequence of some length through a layer or a model, forward and backward; a model takes its step too."""
+
+    name: str
+    size: int
+    dim: int = 128
+    heads: int = 2
+    preset: str = "tiny"
+    outer: str = "segment"
+
+    def work(self, device: str = "cpu") -> Callable[[], object]:
+        if self.name == "hope":
+            module = model("hope", self.preset, outer=self.outer).to(device)
+            return training_work(module, text(1, self.size, module.config.vocab_size, device))
+        x = torch.randn(1, self.size, self.dim, generator=torch.Generator().manual_seed(0)).to(device)
+        return layer_work(layer(self.name, self.dim, self.heads).to(device), x, training=True)
+
+
+def alone(one: OneSequence) -> Row:
+    """The work in a process of its own: the most memory that this process held, and by how much the work raised it.
+    The allocator's record of a long sequence would itself take gigabytes."""
+    call = json.dumps(asdict(one) | {"threads": torch.get_num_threads()})
+    ran = subprocess.run([sys.executable, "-m", "nestling.bench.long", call], capture_output=True, text=True)
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
+        raise RuntimeError(f"{one.name} of {one.size} tokens failed in its own process: {last[0]}")
+    return json.loads(ran.stdout)
+
+
+def _alone(threads: int, **options: Any) -> Row:
+    torch.set_num_threads(threads)
+    one = OneSequence(**options)
+    replace(one, size=min(one.size, 64)).work()()  # what torch sets up once
+    work = one.work()
+    forget_peak()
+    before = resident()
+    seconds, wall = timed(work)
+    return {"seconds": seconds, "wall": wall, "resident": resident(), "growth": resident() - before}
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------
@@ -210,41 +248,12 @@ def stream(
     return {"stream": points, "decoding": decoded}
 
 
-def resident() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else 1024 * size
-
-
 def long_step(*, preset: str = "small", tokens: int = 16_384, outer: str = "segment") -> Row:
-    """Loss and backward pass of one long sequence in a process of its own: the most memory that this process held."""
-    call = {"preset": preset, "tokens": tokens, "outer": outer, "threads": torch.get_num_threads()}
-    command = [sys.executable, "-m", "nestling.bench.long", json.dumps(call)]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        last = ran.stderr.strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
-        raise RuntimeError(f"one step of {tokens} tokens failed: {last[0]}")
-    return call | json.loads(ran.stdout)
-
-
-def _step_here(preset: str, tokens: int, outer: str, threads: int) -> Row:
-    torch.set_num_threads(threads)
-    module = model("hope", preset, outer=outer)
-    before = resident()
-    words = text(1, tokens, module.config.vocab_size)
-
-    def work() -> None:
-        module.loss(words)[0].backward()
-
-    seconds, wall = timed(work)
-    return {
-        "parameters": module.num_parameters(),
-        "seconds": seconds,
-        "wall": wall,
-        "resident_before": before,
-        "resident": resident(),
-    }
+    """One training step of Hope on one long sequence, in a process of its own."""
+    return {"preset": preset, "tokens": tokens, "outer": outer} | alone(
+        OneSequence(name="hope", size=tokens, preset=preset, outer=outer)
+    )
 
 
 if __name__ == "__main__":
-    print(json.dumps(_step_here(**json.loads(sys.argv[1]))))
+    print(json.dumps(_alone(**json.loads(sys.argv[1]))))

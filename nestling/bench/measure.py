@@ -2,16 +2,20 @@
 
 Time on a CPU is process CPU time (all threads together), which other processes on the machine disturb least; wall
 time stands beside it. Time on a GPU is that between two events on the device. Memory on a CPU is read off the
-allocator's own record in torch's profiler, every temporary included; on a GPU off the allocator's counter.
+allocator's own record in torch's profiler, every temporary included; on a GPU off the allocator's counter. For long
+work, whose record would itself be gigabytes, it is the memory of a process of its own.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -92,6 +96,22 @@ def peak_bytes(work: Work, device: str = "cpu") -> int:
         live += size
         peak = max(peak, live)
     return peak
+
+
+def resident() -> int:
+    """The most memory that this process has held, in bytes, since it began or since `forget_peak`."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux at least what the parent held
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def forget_peak() -> None:
+    """Let the peak of `resident` begin at what is held now, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nestling.bench.long import decoding, lengths, slope, slopes, stream
-from nestling.bench.measure import Timing, ceilings, peak_bytes, side_by_side, threads
+from nestling.bench.long import OneSequence, alone, decoding, lengths, slope, slopes, stream
+from nestling.bench.measure import Timing, ceilings, forget_peak, peak_bytes, resident, side_by_side, threads
 from nestling.bench.table import COLUMNS, render
 
 
@@ -30,6 +30,20 @@ def test_peak_memory_counts_temporaries_and_what_is_freed() -> None:
 
     work()
     assert peak_bytes(work) == pytest.approx(3e6, rel=0.01)
+
+
+def test_memory_of_the_process_sees_what_is_held_only_for_a_while() -> None:
+    forget_peak()
+    before = resident()
+    torch.ones(25_000_000)
+    assert 90e6 < resident() - before < 200e6
+    forget_peak()
+    assert resident() - before < 50e6
+
+
+def test_a_process_of_its_own_fails_in_one_line() -> None:
+    with pytest.raises(RuntimeError, match="nonsense of 8 tokens failed in its own process: KeyError"):
+        alone(OneSequence(name="nonsense", size=8))
 
 
 def test_threads_are_given_back() -> None:
