@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -171,3 +172,24 @@ def describe(optimizer: torch.optim.Optimizer, group: Group) -> Description | No
         if kind in ENTRIES:
             return ENTRIES[kind](optimizer, group)
     return None
+
+
+def slowed(made: Description, period: float) -> Description:
+    """The same optimizer as a level of MultiLevel that steps once in `period` steps, and collects in between."""
+    if period == 1:
+        return made
+
+    def later(life: float | None) -> float | None:
+        return None if life is None or math.isinf(period) else life * period
+
+    waiting = Kept(
+        name="collected gradients", keys=("accumulated",), memory="linear memory", objective=GRADIENTS,
+        rule=f"m ← m + g, handed over every {period:g} steps", half_life=None,
+    )  # fmt: skip
+    kept = [renamed(memory, period=memory.period * period, half_life=later(memory.half_life)) for memory in made.kept]
+    return Description(
+        rule=made.rule,
+        half_life=later(made.half_life),
+        kept=(*kept, waiting) if math.isfinite(period) else tuple(kept),
+        period=period,
+    )

@@ -12,6 +12,7 @@ from nestling.core.level import Level
 from nestling.introspect import deep_optimizers, modules
 from nestling.introspect.box import Box, Boxes
 from nestling.introspect.optimizers import COUNTERS, SURPRISE, Description, Group, Kept, describe
+from nestling.optim import MultiLevel
 
 UNKNOWN = Description(rule="not known", half_life=None)
 
@@ -112,7 +113,10 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Box]:
 
 
 def described(optimizer: torch.optim.Optimizer, group: Group) -> Description | None:
-    """What is known of how an optimizer treats a group."""
+    """What is known of how an optimizer treats a group; the groups of a MultiLevel name their level."""
+    if isinstance(optimizer, MultiLevel):
+        inner = described(optimizer.optimizers[group["level"]], group)
+        return deep_optimizers.slowed(inner or UNKNOWN, group["level_period"])
     return deep_optimizers.describe(optimizer, group) or describe(optimizer, group)
 
 

@@ -72,7 +72,7 @@ def tensors(optimizer: torch.optim.Optimizer, keys: tuple[str, ...]) -> list[Ten
 
 def test_every_optimizer_has_an_entry_and_a_case() -> None:
     classes = {c for c in vars(optim).values() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer)}
-    classes -= {optim.Optimizer, optim.RuleOptimizer, getattr(optim, "MultiLevel", None)}  # RuleOptimizer: any rule
+    classes -= {optim.Optimizer, optim.RuleOptimizer, optim.MultiLevel}  # any rule, any optimizers
     assert {c for c in classes if any(base in ENTRIES for base in c.__mro__)} == classes
     assert {c.__name__ for c in classes if c not in {optim.PreconditionedMomentum}} <= {n.split(",")[0] for n in CASES}
 
@@ -158,3 +158,32 @@ def test_dgd_says_that_its_memory_is_the_layers() -> None:
     boxes = nestling.levels(layer, optim.DGD(layer, 0.1))
     (weights,) = [box for box in boxes if box.name == "DGD.weights"]
     assert "x xᵀ" in weights.rule and weights.half_life is None and math.isfinite(weights.period)
+
+
+def test_a_level_writes_in_its_period_and_collects_in_between() -> None:
+    """Written at the declared steps: weights, what the level's optimizer keeps, and what is collected."""
+    module = Parameters()
+    fast = optim.Momentum([module.all[0]], 0.1, 0.8)
+    slow = torch.optim.AdamW([module.all[1]], 0.1, weight_decay=0.5)
+    frozen = torch.optim.SGD([module.all[2]], 0.1)
+    optimizer = optim.MultiLevel({"fast": (fast, 1), "slow": (slow, 3), "frozen": (frozen, math.inf)})
+    for _ in range(6):
+        step(optimizer)
+    changes = {"weights": 0, "exp_avg": 0}
+    for _ in range(6):
+        p, state = module.all[1], optimizer.state[module.all[1]]
+        before = {"weights": p.detach().clone(), "exp_avg": state["exp_avg"].clone()}
+        step(optimizer)
+        now = {"weights": p.detach(), "exp_avg": optimizer.state[p]["exp_avg"]}
+        changes = {key: changes[key] + (not torch.equal(now[key], before[key])) for key in changes}
+    step(optimizer)  # the slow level collects again
+    boxes = {box.name: box for box in nestling.levels(module, optimizer)}
+    periods = {name: box.period for name, box in boxes.items() if name.startswith("MultiLevel")}
+    assert periods["MultiLevel.0.weights"] == periods["MultiLevel.0.momentum"] == 1
+    assert periods["MultiLevel.1.weights"] == periods["MultiLevel.1.first moment"] == 3
+    assert changes == {"weights": 2, "exp_avg": 2}
+    assert periods["MultiLevel.1.collected gradients"] == 1 and periods["MultiLevel.2.weights"] == math.inf
+    collected = optimizer.state[module.all[1]]["accumulated"]
+    assert boxes["MultiLevel.1.collected gradients"].elements == collected.numel()
+    assert "MultiLevel.2.collected gradients" not in boxes
+    assert boxes["MultiLevel.1.weights"].half_life == pytest.approx(3 * math.log(2) / -math.log(0.95))
