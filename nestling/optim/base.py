@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from nestling.core import rule as rules
 
@@ -61,6 +62,11 @@ class Optimizer(torch.optim.Optimizer):
                 )
             self.check(p, group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, and what is kept keeps its dtype."""
+        super().load_state_dict(state_dict)
+        restore_dtypes(self, state_dict)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # a state of torch's optimizer of the same name lacks what is ours
@@ -107,6 +113,20 @@ class Optimizer(torch.optim.Optimizer):
                 "ones: use sparse=False in the embedding, or torch.optim.SparseAdam for it"
             )
         return p.grad
+
+
+def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Give what was loaded the dtype it was saved in: torch casts it to the parameter's, and factors or memories that
+    are wider than a bfloat16 parameter would go on from rounded values."""
+
+    def restored(now: Any, was: Any) -> Any:
+        return was.to(now.device) if isinstance(was, Tensor) and was.dtype != now.dtype else now
+
+    saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, p in zip(saved, held, strict=True):
+        for key, value in state_dict["state"].get(i, {}).items():
+            optimizer.state[p][key] = tree_map(restored, optimizer.state[p][key], value)
 
 
 class RuleOptimizer(Optimizer):

@@ -100,6 +100,7 @@ class Generalised(Optimizer):
 
     def __init__(self, params: Params, lr: float, form: Form, *, weight_decay: float = 0.0, **dials: float) -> None:
         self.form, self.dials = form, tuple(dials)
+        self.empties: dict[tuple[object, ...], rules.Params] = {}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **dials}, foreach=False)
 
     def init(self, p: Tensor, group: Group) -> State:
@@ -107,8 +108,12 @@ class Generalised(Optimizer):
         return {"memory": self.empty(G), **self.form.reading.init(G)}
 
     def empty(self, G: Tensor) -> rules.Params:
-        """The memory before its first write."""
-        return self.form.memory(*self.form.reading.widths(G)).init(dtype=G.dtype, device=G.device)
+        """The memory before its first write; one for all parameters of equal widths, never written in place."""
+        widths = self.form.reading.widths(G)
+        key = (*widths, G.dtype, G.device)
+        if key not in self.empties:
+            self.empties[key] = self.form.memory(*widths).init(dtype=G.dtype, device=G.device)
+        return self.empties[key]
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group) -> None:
         decay_weights(params, group)

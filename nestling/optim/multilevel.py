@@ -14,7 +14,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from nestling.optim.base import Group
+from nestling.optim.base import Group, restore_dtypes
 from nestling.optim.dgd import DGD
 
 
@@ -70,6 +70,11 @@ class MultiLevel(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.link()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, and what is kept keeps its dtype."""
+        super().load_state_dict(state_dict)
+        restore_dtypes(self, state_dict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of this step; what slow levels have collected stays."""

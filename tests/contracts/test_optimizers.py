@@ -123,9 +123,10 @@ def test_learns_a_small_network(name: str) -> None:
     assert sum(losses[-20:]) < 0.5 * before
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_saved_run_goes_on_with_equal_bits(name: str) -> None:
-    model = network()
+def test_a_saved_run_goes_on_with_equal_bits(name: str, dtype: torch.dtype) -> None:
+    model = network(dtype)
     optimizer = CASES[name](model)
     train(model, optimizer, range(7))
     file = io.BytesIO()
@@ -134,7 +135,7 @@ def test_a_saved_run_goes_on_with_equal_bits(name: str) -> None:
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    again = network()
+    again = network(dtype)
     again.load_state_dict(saved["model"])
     restored = CASES[name](again)
     restored.load_state_dict(saved["optimizer"])
