@@ -28,6 +28,18 @@ NAMES = [
     "ops.newton_schulz.reference.newton_schulz",
 ]
 OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "self_modifying", "cms_update")
+OPTIMIZERS = (
+    "Momentum",
+    "PreconditionedMomentum",
+    "DeltaMomentum",
+    "DeepMomentum",
+    "DGD",
+    "Muon",
+    "M3",
+    "MultiLevel",
+    "param_groups",
+)
+NAMES += [f"optim.{name}" for name in OPTIMIZERS]
 NAMES += [f"ops.{op}.{form}.{op}" for op in OPS for form in ("reference", "chunk")]
 
 
