@@ -6,8 +6,6 @@ nestling train recipes/lm_small.py:transformer --train.steps 1500
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from nestling.train import ModelChoice, OptimConfig, RunConfig, TrainConfig
 
 PERIODS = (256.0, 1024.0, 4096.0)  # levels of the models that learn while they read
@@ -28,12 +26,6 @@ def hope_attention(*, steps: int = 300, lr: float = 4e-3, seed: int = 0, depth: 
     """Hope-Attention with the parameters of the Transformer."""
     model = ModelChoice(name="hope-attention", depth=depth, periods=PERIODS, match="transformer", window=LENGTH)
     return _run(model, steps, lr, seed)
-
-
-def hope_attention_without_writes(*, steps: int = 300, lr: float = 4e-3, seed: int = 0, depth: int = 2) -> RunConfig:
-    """Hope-Attention whose levels stay frozen while it is trained; what it reads with later is up to the reader."""
-    config = hope_attention(steps=steps, lr=lr, seed=seed, depth=depth)
-    return replace(config, model=replace(config.model, inner_lr=(0.0,) * len(PERIODS)))
 
 
 def _run(model: ModelChoice, steps: int, lr: float, seed: int) -> RunConfig:
