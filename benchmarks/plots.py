@@ -44,13 +44,13 @@ def by_chunk(axes: Any, records: Records) -> None:
 
 def roofline(axes: Any, records: Records) -> None:
     """FLOP/s reached against FLOPs per byte, under what one thread can reach."""
-    machine = records["machine"]["metrics"]["1 threads"]
+    machine = records["machine"]["metrics"]["1 thread"]
     peak, slope = machine["flops"] / 1e9, machine["bandwidth"] / 1e9
     reach = [0.3, peak / slope, 300]
     axes.plot(reach, [min(peak, slope * x) for x in reach], color="black", linewidth=1)
     axes.axhline(machine["flops of width 64"] / 1e9, color="black", linewidth=0.6, linestyle=":")
     points = [r for r in records["ops"]["metrics"]["rows"] if r.get("form") == "chunk" and r["training"]]
-    points += [r for r in records["layers"]["metrics"]["1 threads"] if r.get("training")]
+    points += [r for r in records["layers"]["metrics"]["1 thread"] if r.get("training")]
     for r in points:
         x = r["flops_per_token"] / r["bytes_per_token"]
         colour = COLOURS["self-modifying"] if "form" in r else COLOURS["hope"]

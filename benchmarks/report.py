@@ -71,17 +71,10 @@ def _chunks(records: Records) -> str:
 
 
 def _machine(records: Records) -> str:
-    lines = [
-        stamp(records["machine"]),
-        "",
-        "| | GFLOP/s, 1024² product | GFLOP/s, batch of 64² | GB/s |",
-        "|---|---|---|---|",
-    ]
-    for threads, m in records["machine"]["metrics"].items():
-        if isinstance(m, dict):
-            values = (m["flops"] / 1e9, m["flops of width 64"] / 1e9, m["bandwidth"] / 1e9)
-            lines.append(f"| {threads} | " + " | ".join(f"{v:,.1f}" for v in values) + " |")
-    return "\n".join(lines)
+    m = records["machine"]["metrics"]["1 thread"]
+    values = (m["flops"] / 1e9, m["flops of width 64"] / 1e9, m["bandwidth"] / 1e9)
+    lines = ["| one thread: GFLOP/s, 1024² product | GFLOP/s, batch of 64² | GB/s |", "|---|---|---|"]
+    return "\n".join([stamp(records["machine"]), "", *lines, f"| {' | '.join(f'{v:,.1f}' for v in values)} |"])
 
 
 def _slopes(records: Records) -> str:
@@ -98,10 +91,10 @@ def stamp(record: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Records], str]]] = {  # marker in the page: part that it needs, table
     "machine": ("machine", _machine),
-    "counts": ("machine", lambda records: counts.table(records["machine"]["metrics"]["1 threads"])),
+    "counts": ("machine", lambda records: counts.table(records["machine"]["metrics"]["1 thread"])),
     "targets": ("machine", lambda records: targets.table(records)),
     "ops": ("ops", _rows("ops", "ops")),
-    "layers, 1 thread": ("layers", _layers("1 threads")),
+    "layers, 1 thread": ("layers", _layers("1 thread")),
     "layers, 2 threads": ("layers", _layers("2 threads")),
     "chunks": ("chunks", _chunks),
     "models": ("models", _rows("models", "models")),

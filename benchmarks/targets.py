@@ -16,11 +16,11 @@ def _row(rows: Sequence[Row], name: str, training: bool | None = None) -> Row:
 
 
 def _layer(name: str, threads: int) -> Callable[[Records], float]:
-    return lambda r: _row(r["layers"]["metrics"][f"{threads} threads"], name, True)["ratio"]
+    return lambda r: _row(r["layers"]["metrics"][f"{threads} thread{'s' * (threads > 1)}"], name, True)["ratio"]
 
 
 def _memory(records: Records) -> float:
-    rows = records["layers"]["metrics"]["1 threads"]
+    rows = records["layers"]["metrics"]["1 thread"]
     return _row(rows, "self-modifying", True)["peak_bytes"] / _row(rows, "transformer block", True)["peak_bytes"]
 
 

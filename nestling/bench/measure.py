@@ -126,7 +126,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def ceilings(*, size: int = 1024, numbers: int = 2**25, repeats: int = 5) -> dict[str, float]:
-    """What one call can reach here: FLOP/s of a large float32 product and of batched ones of width 64 (the size of a
+    """What one thread can reach here: FLOP/s of a large float32 product and of batched ones of width 64 (the size of a
     head's matrices), and bytes/s of adding two arrays that no cache holds."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     small, other = torch.randn(256, 64, 64), torch.randn(256, 64, 64)
@@ -139,7 +139,7 @@ def ceilings(*, size: int = 1024, numbers: int = 2**25, repeats: int = 5) -> dic
         },
         repeats=repeats,
     )
-    fastest = {name: min(t.wall if torch.get_num_threads() > 1 else t.seconds) for name, t in found.items()}
+    fastest = {name: min(t.seconds) for name, t in found.items()}
     return {
         "flops": 2 * size**3 / fastest["product"],
         "flops of width 64": 2 * 256 * 64**3 / fastest["batch"],

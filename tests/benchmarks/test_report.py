@@ -20,9 +20,9 @@ def records() -> dict[str, dict]:
     some = layers(MACHINE, dim=16, heads=1, rows=1, tokens=16, chunk_size=8, repeats=1)
     grown = lengths(sizes=(16, 32), dim=16, heads=1, names=("transformer block", "self-modifying"), repeats=1)
     made = {
-        "machine": {"1 threads": MACHINE},
+        "machine": {"1 thread": MACHINE},
         "ops": {"rows": measure_ops(MACHINE, shape, loop_tokens=4, repeats=1, cases={"titans": OPS["titans"]})},
-        "layers": {"1 threads": some, "2 threads": some},
+        "layers": {"1 thread": some, "2 threads": some},
         "chunks": {"rows": some},
         "length": {"rows": grown, "slopes": slopes([*grown, *({**r, "name": "hope"} for r in grown)])},
     }
