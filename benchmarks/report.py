@@ -103,6 +103,7 @@ TABLES: dict[str, tuple[str, Callable[[Records], str]]] = {  # marker in the pag
     "slopes": ("length", _slopes),
     "decode": ("decode", _rows("decode", "decode")),
     "memory": ("memory", _rows("memory", "memory")),
+    "optim": ("optim", _rows("optim", "steps")),
     "rivals": ("rivals", _rows("rivals", "rivals")),
     "stream": ("stream", _rows("stream", "stream", "stream")),
     "stream decode": ("stream", _rows("stream", "decode", "decoding")),

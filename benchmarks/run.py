@@ -62,6 +62,7 @@ PARTS: dict[str, Callable[[], Cell]] = {
     "length": length,
     "decode": lambda: {"rows": bench.decoding()},
     "memory": lambda: {"rows": [bench.long_step(outer=outer) for outer in ("segment", "sequence")]},
+    "optim": lambda: {"rows": bench.steps()},
     "rivals": rivals.compare,
     "stream": bench.stream,
 }
@@ -69,6 +70,7 @@ CONFIG: dict[str, Any] = {
     "layers": {"dim": 256, "heads": 4, "rows": 2, "tokens": 2048, "dtype": "float32", "chunk_size": 64},
     "models": {"preset": "tiny", "rows": 2, "tokens": 2048, "models": {n: str(o) for n, (_, o) in MODELS.items()}},
     "length": {"dim": 128, "heads": 2, "preset": "tiny", "rows": 1},
+    "optim": {"dim": 256, "depth": 4, "steps": 20, "dtype": "float32"},
     "rivals": {"dim": rivals.DIM, "heads": rivals.HEADS, "rows": rivals.ROWS},
 }
 

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"core", "memories"},
     "train": {"core", "data", "models", "version"},
     "evals": {"core", "data", "models", "version"},
-    "bench": {"core", "memories", "models", "ops", "testing"},
+    "bench": {"core", "memories", "models", "ops", "optim", "testing"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
     "cli": {"bench", "core", "data", "demo", "evals", "introspect", "models", "train", "version"},
 }

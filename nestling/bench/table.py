@@ -71,6 +71,14 @@ COLUMNS: dict[str, list[Column]] = {
         ("process GiB", number("resident", scale=2**-30)),
         ("seconds", number("seconds")),
     ],
+    "steps": [
+        ("optimizer", word("name")),
+        ("ms/step", number("seconds_per_step", scale=1e3)),
+        ("against", word("against")),
+        ("time / its", number("ratio")),
+        ("bytes kept per parameter", number("bytes_per_parameter", 2)),
+        ("gate", word("gate")),
+    ],
     "stream": [
         ("tokens read", number("tokens", 7)),
         ("µs/token", number("seconds_per_token", scale=1e6)),

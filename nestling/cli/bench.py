@@ -16,6 +16,7 @@ EPILOG = """\
   nestling bench                        every op: chunk form against the reference loop, behind a gate
   nestling bench models --threads 2     layers against a Transformer block, training steps against Transformer++
   nestling bench models --device cuda   the same in bfloat16 on a GPU
+  nestling bench optim                  a step of each optimizer beside AdamW(foreach=True) and torch.optim.Muon
   nestling bench stream                 a million tokens through the tiny Hope (minutes)
 
 Time is process CPU time on a CPU and device time on a GPU, the median of repeats in turn. "ratio" is the speed over
@@ -87,6 +88,11 @@ def _stream(device: str, quick: bool) -> Tables:
     return [("stream", found["stream"]), ("decode", found["decoding"])]
 
 
+def _optim(device: str, quick: bool) -> Tables:
+    small: dict[str, Any] = {"dim": 16, "depth": 1, "steps": 10, "repeats": 1} if quick else {}
+    return [("steps", bench.steps(device=device, **small))]
+
+
 def _memory(device: str, quick: bool) -> Tables:
     if device != "cpu":
         raise UsageError("memory measures a process on the CPU; on a GPU, models prints peak memory")
@@ -101,4 +107,5 @@ SUITES: dict[str, Callable[[str, bool], Tables]] = {
     "length": _length,
     "stream": _stream,
     "memory": _memory,
+    "optim": _optim,
 }

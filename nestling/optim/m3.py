@@ -6,7 +6,7 @@ it, written once per period with the gradients of that period, and moves along t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -75,62 +75,51 @@ class M3(MatrixOptimizer):
         return {key: torch.zeros_like(p) for key in keys}
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group) -> None:
-        steps = self.direction(params, grads, states, group)
+        fast = self.read_fast(grads, states, group)
+        lengths = [size(o) for o in fast]
+        total = [o.to(p.dtype) for o, p in zip(fast, params, strict=True)]
+        for k, (_, _, alpha) in enumerate(group["slow"]):
+            torch._foreach_add_(total, [state[slow_keys(k)[1]] for state in states], alpha=alpha)
+        if group["betas"][1] is not None:
+            torch._foreach_div_(total, scales(grads, states, group))
         decay_weights(params, group)
-        for p, step in zip(params, steps, strict=True):
-            p.add_(step, alpha=-(group["lr"] if group["literal"] else adjusted_rate(p, group)))
+        for p, length, D in zip(params, lengths, total, strict=True):
+            if group["literal"]:
+                p.add_(D, alpha=-group["lr"])
+            else:
+                p.addcmul_(D, length / size(D).clamp_min(tiny(p)), value=-adjusted_rate(p, group))
         for k, scale in enumerate(group["slow"]):
             write_slow(k, scale, grads, states, group)
 
-    def direction(
-        self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group
-    ) -> Iterable[Tensor]:
-        """D, after writing the fast memories."""
-        beta1, beta2 = group["betas"]
-        m = [state["momentum_buffer"] for state in states]
-        write(m, grads, beta1, group)
-        nesterov = group["nesterov"] and not group["literal"]
-        fast = orthogonalize(list(torch._foreach_lerp(grads, m, beta1)) if nesterov else m, group, NS_EPS)
-        total = [o.to(p.dtype) for o, p in zip(fast, params, strict=True)]
-        if not group["slow"] and beta2 is None:
-            return total
-        length = torch._foreach_norm(total)
-        for k, (_, _, alpha) in enumerate(group["slow"]):
-            torch._foreach_add_(total, [state[slow_keys(k)[1]] for state in states], alpha=alpha)
-        if beta2 is not None:
-            torch._foreach_div_(total, scales(grads, states, beta2, group))
+    def read_fast(self, grads: list[Tensor], states: list[State], group: Group) -> list[Tensor]:
+        """NS(m), after writing m."""
+        m, beta = [state["momentum_buffer"] for state in states], group["betas"][0]
         if group["literal"]:
-            return total
-        ratios = [a / b.clamp_min(tiny(b)) for a, b in zip(length, torch._foreach_norm(total), strict=True)]
-        return torch._foreach_mul(total, ratios)
+            torch._foreach_add_(m, grads, alpha=beta)
+        else:
+            torch._foreach_lerp_(m, grads, 1 - beta)
+        nesterov = group["nesterov"] and not group["literal"]
+        return orthogonalize(list(torch._foreach_lerp(grads, m, beta)) if nesterov else m, group, NS_EPS)
 
 
-def write(m: list[Tensor], values: list[Tensor], beta: float, group: Group) -> None:
-    """m <- beta m + (1 - beta) values; literally m <- m + beta values."""
-    if group["literal"]:
-        torch._foreach_add_(m, values, alpha=beta)
-    else:
-        torch._foreach_lerp_(m, values, 1 - beta)
-
-
-def scales(grads: list[Tensor], states: list[State], beta: float, group: Group) -> list[Tensor]:
-    """sqrt(v) + eps, after writing v; the mean is corrected for its start at zero."""
-    v = [state["second_moment"] for state in states]
+def scales(grads: list[Tensor], states: list[State], group: Group) -> list[Tensor]:
+    """sqrt(v) + eps rms(sqrt(v)), after writing v. That v starts at zero needs no correction: D is rescaled."""
+    v, beta = [state["second_moment"] for state in states], group["betas"][1]
     if not group["literal"]:
         torch._foreach_mul_(v, beta)
     torch._foreach_addcmul_(v, grads, grads, value=beta if group["literal"] else 1 - beta)
     roots = list(torch._foreach_sqrt(v))
-    if not group["literal"]:
-        torch._foreach_div_(roots, [(1 - beta ** state["step"]) ** 0.5 if beta < 1 else 1.0 for state in states])
     if group["literal"]:
         torch._foreach_add_(roots, group["eps"])
     else:
-        torch._foreach_add_(roots, [group["eps"] * rms(root) + tiny(root) for root in roots])
+        for root in roots:
+            root.add_(size(root) * (group["eps"] / max(1, root.numel()) ** 0.5) + tiny(root))
     return roots
 
 
-def rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x) / max(1, x.numel()) ** 0.5
+def size(x: Tensor) -> Tensor:
+    """The Frobenius norm, in float32 at least."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def tiny(x: Tensor) -> float:

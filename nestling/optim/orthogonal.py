@@ -17,7 +17,7 @@ ADJUSTMENTS = (None, "original", "match_rms_adamw")
 
 
 class MatrixOptimizer(Optimizer):
-    """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape, or its transpose.
+    """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape.
 
     Convolution kernels (out, in, ...) count as (out, in ...); vectors and scalars are refused. foreach=False gives
     each matrix a batch of its own.
@@ -42,10 +42,10 @@ class MatrixOptimizer(Optimizer):
 
 
 def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Lists of parameters that are matrices of one shape up to transposition, on one device and of one dtype."""
+    """Lists of parameters that are matrices of one shape, on one device and of one dtype."""
     found: dict[tuple[object, ...], list[Tensor]] = {}
     for p in params:
-        found.setdefault((*sorted(matrix_shape(p)), p.device, p.dtype), []).append(p)
+        found.setdefault((matrix_shape(p), p.device, p.dtype), []).append(p)
     for same in found.values():
         size = max(1, BATCH_BYTES // max(1, same[0].numel() * same[0].element_size()))
         yield from (same[i : i + size] for i in range(0, len(same), size))
@@ -57,13 +57,12 @@ def matrix_shape(p: Tensor) -> tuple[int, int]:
 
 
 def orthogonalize(matrices: list[Tensor], group: Group, eps: float) -> list[Tensor]:
-    """Newton-Schulz of each, all of one shape up to transposition; in `ns_dtype`, by default the device's fastest."""
+    """Newton-Schulz of each, all of one shape; in `ns_dtype`, by default the device's fastest."""
     first = matrices[0]
-    rows, columns = sorted(matrix_shape(first))
-    stack = torch.empty(len(matrices), rows, columns, dtype=ns_dtype(first, group), device=first.device)
-    torch._foreach_copy_(list(stack.unbind()), [wide(whole(x)) for x in matrices])
+    stack = torch.empty(len(matrices), *matrix_shape(first), dtype=ns_dtype(first, group), device=first.device)
+    torch._foreach_copy_(list(stack.unbind()), [matrix(whole(x)) for x in matrices])
     made = dispatch.newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], eps=eps)
-    return [part_like(narrow(o, x), x) for o, x in zip(made, matrices, strict=True)]
+    return [part_like(o.reshape(x.shape), x) for o, x in zip(made, matrices, strict=True)]
 
 
 def ns_dtype(x: Tensor, group: Group) -> torch.dtype:
@@ -71,17 +70,6 @@ def ns_dtype(x: Tensor, group: Group) -> torch.dtype:
     if group["ns_dtype"] is not None:
         return getattr(torch, group["ns_dtype"])
     return x.dtype if x.dtype == torch.float64 else dispatch.newton_schulz_dtype(x.device)
-
-
-def wide(x: Tensor) -> Tensor:
-    """The parameter as a matrix with rows <= columns."""
-    X = matrix(x)
-    return X.mT if X.shape[0] > X.shape[1] else X
-
-
-def narrow(o: Tensor, x: Tensor) -> Tensor:
-    """What `wide` made, in the shape of the parameter."""
-    return (o if matrix_shape(x)[0] <= matrix_shape(x)[1] else o.mT).reshape(x.shape)
 
 
 def adjusted_rate(p: Tensor, group: Group) -> float:

@@ -1,11 +1,18 @@
-"""Newton-Schulz for many matrices of one shape: three batched products per step, in the dtype that comes in."""
+"""Newton-Schulz for many matrices of one shape: three batched products per step, in the dtype that comes in.
+
+Large matrices on a CPU go one by one: each fills the caches by itself.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from nestling.ops.newton_schulz.reference import QUINTIC
+
+ALONE = 1 << 17  # entries of a matrix from which on a CPU takes one at a time
 
 
 def newton_schulz(
@@ -17,23 +24,29 @@ def newton_schulz(
     error stays below the polynomial's own (README.md); float16 in float32.
     """
     with torch.autocast(X.device.type, enabled=False):
-        a, b, c = coefficients
-        x = unit(X, eps)
-        for _ in range(steps):
-            A = x @ x.mT
-            A = torch.baddbmm(A, A, A, beta=b, alpha=c)
-            x = torch.baddbmm(x, A, x, beta=a)
-        return back(x, X)
+        x = unit(X.reshape(-1, *X.shape[-2:]), eps)
+        if len(x) == 1 or (x.device.type == "cpu" and x.shape[-2] * x.shape[-1] >= ALONE):
+            made = [iterate(matrix, steps, coefficients, torch.addmm) for matrix in x]
+            x = torch.stack(made) if made else x
+        else:
+            x = iterate(x, steps, coefficients, torch.baddbmm)
+        return x.reshape(X.shape).to(X.dtype)
 
 
-def unit(X: Tensor, eps: float) -> Tensor:
-    """X as (matrices, rows, columns) with rows <= columns, in the dtype of the products, and of unit norm."""
-    x = X.reshape(-1, *X.shape[-2:])
-    x = x.mT if x.shape[-2] > x.shape[-1] else x
+def iterate(
+    x: Tensor, steps: int, coefficients: tuple[float, float, float], add_product: Callable[..., Tensor]
+) -> Tensor:
+    """The polynomial, `steps` times. A tall matrix has its factor on the right, and nothing is transposed in memory."""
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    for _ in range(steps):
+        A = x.mT @ x if tall else x @ x.mT
+        A = add_product(A, A, A, beta=b, alpha=c)
+        x = add_product(x, x, A, beta=a) if tall else add_product(x, A, x, beta=a)
+    return x
+
+
+def unit(x: Tensor, eps: float) -> Tensor:
+    """Matrices of unit norm in the dtype of the products."""
     x = x.float() if x.dtype == torch.float16 else x
     return x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(eps)
-
-
-def back(x: Tensor, X: Tensor) -> Tensor:
-    """The result of `unit`'s orientation in X's shape and dtype."""
-    return (x.mT if X.shape[-2] > X.shape[-1] else x).reshape(X.shape).to(X.dtype)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nestling.ops.newton_schulz.batched import back, unit
+from nestling.ops.newton_schulz.batched import unit
 from nestling.ops.newton_schulz.reference import QUINTIC
 
 
@@ -23,12 +23,14 @@ def newton_schulz(
     """The numbers of reference.newton_schulz up to rounding; X (..., m, n) in bfloat16 or float32."""
     with torch.autocast(X.device.type, enabled=False):
         a, b, c = coefficients
-        x = unit(X, eps).contiguous()
+        tall = X.shape[-2] > X.shape[-1]
+        x = unit(X.reshape(-1, *X.shape[-2:]), eps)
+        x = (x.mT if tall else x).contiguous()
         for _ in range(steps):
             A = symmetric(x)
             A = symmetric(A, added=A, b=b, c=c)
             x = torch.baddbmm(x, A, x, beta=a)
-        return back(x, X)
+        return (x.mT if tall else x).reshape(X.shape).to(X.dtype)
 
 
 def symmetric(x: Tensor, added: Tensor | None = None, b: float = 0.0, c: float = 1.0) -> Tensor:
