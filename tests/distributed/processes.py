@@ -1,6 +1,6 @@
 """Run by test_sharded.py: two processes train FSDP2 models, and each the same model alone; the differences are printed.
 
-python processes.py RANK PORT
+python processes.py RANK FILE
 """
 
 import copy
@@ -106,15 +106,21 @@ def resumed(rank, mesh):
 
 
 def main() -> None:
-    rank, port = int(sys.argv[1]), sys.argv[2]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+    rank, store = int(sys.argv[1]), dist.FileStore(sys.argv[2], 2)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
     mesh = init_device_mesh("cpu", (2,))
     results = {name: compare(make, rank, mesh) for name, make in MAKE.items()}
-    print(json.dumps({**results, "resumed": resumed(rank, mesh)}))
-    dist.barrier()
-    dist.destroy_process_group()
+    print(json.dumps({**results, "resumed": resumed(rank, mesh)}), flush=True)
+    leave(rank, store)
+
+
+def leave(rank, store) -> None:
+    """End without shutting gloo down, once both are done: its threads sometimes abort a process that does (torch 2.13,
+    "terminate called without an active exception", after all results were printed)."""
+    store.set(f"done {rank}", "")
+    store.wait(["done 0", "done 1"])
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +14,19 @@ MATRICES = ("Muon", "M3")
 
 
 @pytest.fixture(scope="module")
-def results() -> list[dict]:
-    """What each process printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each process printed. They meet in a file: a port may be taken."""
+    file = tmp_path_factory.mktemp("processes") / "store"
     env = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
     command = [sys.executable, str(SCRIPT)]
     ran = [
-        subprocess.Popen([*command, rank, port], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen(
+            [*command, rank, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
         for rank in ("0", "1")
     ]
     printed = [process.communicate(timeout=120) for process in ran]
-    assert [process.returncode for process in ran] == [0, 0], "\n".join(err for _, err in printed)
+    assert [process.returncode for process in ran] == [0, 0], "\n".join(out + err for out, err in printed)
     return [json.loads(out.splitlines()[-1]) for out, _ in printed]
 
 
