@@ -9,7 +9,6 @@ word in FORMS.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -220,7 +219,6 @@ def newton_schulz(
     return _function("newton_schulz", chosen.form)(X, steps, coefficients, eps=eps)
 
 
-@functools.cache
 def newton_schulz_dtype(device: torch.device) -> torch.dtype:
     """In which dtype Newton-Schulz of float32 matrices is fastest: bfloat16 where the device multiplies it natively."""
     if device.type == "cuda":

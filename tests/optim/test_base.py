@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nestling import optim
 from nestling.core.rule import chain, decay, gradient_descent, momentum
 from nestling.optim import RuleOptimizer
 from nestling.testing import assert_close
@@ -61,3 +62,21 @@ def test_what_cannot_be_written_is_refused() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("make", [lambda ps: optim.Momentum(ps, 0.1), lambda ps: optim.Muon(ps, 0.1)])
+def test_a_step_that_torch_compile_traces_is_the_same(make) -> None:
+    """Tracing alone: what a backend makes of the graph is torch's matter, and takes a compiler."""
+    one, other = (
+        [torch.nn.Parameter(p.clone()) for p in start] for start in [[torch.ones(3, 4), torch.ones(4, 3)]] * 2
+    )
+    plain, traced = make(one), make(other)
+    step = torch.compile(traced.step, backend="eager")
+    for i in range(3):
+        for p, q in zip(one, other, strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+            q.grad = p.grad.clone()
+        plain.step()
+        step()
+    assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+    torch.compiler.reset()
