@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ class OpCase:
 
     def forms(self, device: str = "cpu") -> tuple[str, ...]:
         """The forms that can run on the device, the reference first."""
-        kernels = device.startswith("cuda")
-        return tuple(f for f in dispatch.FORMS[self.op] if f in ("reference", "chunk") or (kernels and f == "triton"))
+        kernels = [f for f in ("triton", "fla") if device.startswith("cuda") and find_spec(f)]
+        return tuple(f for f in dispatch.FORMS[self.op] if f in ("reference", "chunk", *kernels))
 
     def run(self, form: str, made: Inputs, chunk_size: int) -> list[Tensor]:
         """Every floating output: what is read and the final state."""

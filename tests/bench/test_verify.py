@@ -18,6 +18,12 @@ def test_the_chunk_forms_pass(name: str) -> None:
     assert op_gate(OPS[name], "chunk", SHAPE) is None
 
 
+def test_kernels_are_forms_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestling.bench.cases.find_spec", lambda name: name == "triton")
+    assert OPS["gated_delta_rule"].forms() == ("reference", "chunk")
+    assert OPS["gated_delta_rule"].forms("cuda") == ("reference", "chunk", "triton")
+
+
 def broken(part: str):
     """The delta rule whose chunk form is off by a little, in its output or only in a gradient."""
     right = OPS["delta_rule"]
