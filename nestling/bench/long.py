@@ -6,14 +6,14 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nestling.bench.measure import forget_peak, peak_bytes, resident, timed
+from nestling.bench.measure import forget_peak, peak_bytes, resident, side_by_side, timed
 from nestling.bench.workloads import layer, layer_work, model, text, training_work
 from nestling.models import Decoder, LanguageModel, State
 
@@ -126,43 +126,55 @@ def _alone(threads: int, **options: Any) -> Row:
 
 def decoding(
     *,
-    contexts: Sequence[int] = (1024, 4096, 16_384, 65_536),
+    contexts: Sequence[int] = (4096, 16_384, 65_536),
     preset: str = "tiny",
     names: Sequence[str] = ("transformer", "hope"),
     attention_up_to: int = 16_384,
     steps: int = 256,
+    repeats: int = 3,
     device: str = "cpu",
 ) -> list[Row]:
-    """Seconds per token at growing context, and what the state weighs. Writes off: `Decoder`; writes on: the general
-    call, averaged over one longest period, so that every level's write is paid for."""
+    """Seconds per token at growing context, and what the state weighs."""
     rows: list[Row] = []
     for name in names:
         for learn in (False, True) if name != "transformer" else (False,):
             module = model(name, preset).to(device)
             limit = attention_up_to if name != "hope" else max(contexts)
-            for context, state in reading(module, [c for c in contexts if c <= limit], learn=learn, device=device):
-                rows.append(decode_row(module, name, state, context, learn=learn, steps=steps, device=device))
+            states = dict(reading(module, [c for c in contexts if c <= limit], learn=learn, device=device))
+            rows += decode(module, name, states, learn=learn, steps=steps, repeats=repeats, device=device)
     return rows
 
 
-def decode_row(
-    module: LanguageModel, name: str, state: State, context: int, *, learn: bool, steps: int = 256, device: str = "cpu"
-) -> Row:
-    """One row of the decoding table."""
+def decode(
+    module: LanguageModel,
+    name: str,
+    states: Mapping[int, State],
+    *,
+    learn: bool,
+    steps: int = 256,
+    repeats: int = 3,
+    device: str = "cpu",
+) -> list[Row]:
+    """Rows of the decoding table for states by context, in turn. Writes off: `Decoder`; writes on: the general call,
+    over one longest period, so that every level's write is paid for."""
     finite = [int(p) for p in module.config.periods if math.isfinite(p)]
     count = max(finite, default=steps) if learn else steps
     words = text(1, count, module.config.vocab_size, device)
-    work = _learning_steps(module, state, words) if learn else _decoder_steps(module, state, words)
-    seconds, wall = timed(work, device)
-    return {
-        "name": name,
-        "learn": learn,
-        "context": context,
-        "steps": count,
-        "seconds_per_token": seconds / count,
-        "wall_per_token": wall / count,
-        "state_bytes": state.nbytes,
-    }
+    begin = _learning_steps if learn else _decoder_steps
+    works = {str(context): begin(module, state, words) for context, state in states.items()}
+    timings = side_by_side(works, repeats=repeats, device=device)
+    return [
+        {
+            "name": name,
+            "learn": learn,
+            "context": context,
+            "steps": count,
+            "seconds_per_token": timings[str(context)].median / count,
+            "state_bytes": state.nbytes,
+            **timings[str(context)].to_dict(),
+        }
+        for context, state in states.items()
+    ]
 
 
 def _decoder_steps(module: LanguageModel, state: State, words: Tensor) -> Callable[[], object]:
@@ -215,12 +227,12 @@ def stream(
     device: str = "cpu",
 ) -> dict[str, list[Row]]:
     """Read a stream with writes on: seconds per token, bytes of the state and of the process as it goes on, and what
-    decoding costs on the way."""
+    decoding costs at some of its points."""
     module = model("hope", preset).to(device)
     words = text(1, CALL, module.config.vocab_size, device)
     state, done, spent, since = None, 0, 0.0, 0
     points: list[Row] = []
-    decoded: list[Row] = []
+    kept: dict[int, State] = {}
     while done < tokens:
         size = min(CALL, tokens - done)
 
@@ -243,8 +255,10 @@ def stream(
             )
             spent, since = 0.0, 0
         if done in decode_at:
-            for learn in (False, True):
-                decoded.append(decode_row(module, "hope", state, done, learn=learn, device=device))
+            kept[done] = state
+    decoded = [
+        row for learn in (False, True) if kept for row in decode(module, "hope", kept, learn=learn, device=device)
+    ]
     return {"stream": points, "decoding": decoded}
 
 

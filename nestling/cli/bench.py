@@ -73,7 +73,7 @@ def _models(device: str, quick: bool) -> Tables:
 
 
 def _decode(device: str, quick: bool) -> Tables:
-    more: dict[str, Any] = {"contexts": (32, 64), "steps": 4, "names": ("transformer",)} if quick else {}
+    more: dict[str, Any] = {"contexts": (32, 64), "steps": 4, "repeats": 1, "names": ("transformer",)} if quick else {}
     return [("decode", bench.decoding(device=device, **more))]
 
 

@@ -64,7 +64,7 @@ def test_slope_of_powers() -> None:
 def test_lengths_decoding_and_stream_give_rows_of_their_tables() -> None:
     measured = {
         "length": lengths(sizes=(16, 32), dim=16, heads=1, names=("transformer block", "self-modifying"), repeats=1),
-        "decode": decoding(contexts=(8, 16), names=("transformer",), steps=2),
+        "decode": decoding(contexts=(8, 16), names=("transformer",), steps=2, repeats=1),
         "stream": stream(tokens=96, every=48, decode_at=())["stream"],
     }
     for kind, rows in measured.items():
