@@ -44,8 +44,9 @@ def test_kernel_equals_reference_with_every_gradient(T, K, V, chunk_size):
     chunk_equals_loop(kernel, loop, inputs(T, K, V, B=2), rtol=1e-5, chunk_size=chunk_size)
 
 
-def test_many_chunks():
-    chunk_equals_loop(kernel, loop, inputs(300, H=1), rtol=1e-5, chunk_size=32)
+@pytest.mark.parametrize("T", [1000, 4096])
+def test_many_chunks(T):
+    chunk_equals_loop(kernel, loop, inputs(T, H=1), rtol=1e-5, chunk_size=64)
 
 
 def test_equal_keys_that_are_replaced_completely():

@@ -79,26 +79,26 @@ def test_one_key_written_at_the_largest_rate():
     assert_near(results, exact, 1e-5)
 
 
-def call(op, arguments, dtype, device="cpu", **options):
+def call(op, arguments, dtype, device="cpu", chunk_size=16, **options):
     """y and the final state of the op, and the gradient of a fixed random functional in every input."""
     given = {n: x.to(device, dtype).requires_grad_() for n, x in arguments.items()}
     leaves = list(given.values())
     places = [given.pop(n) for n in ("z", "q", "weights", "gate_weight", "gate_bias", "rates", "state")]
     places[2], state = (places[2],), (places.pop(),)
-    y, after = op(*places, state=state * 2, rule=Rule(), chunk_size=16, **given, **options)
+    y, after = op(*places, state=state * 2, rule=Rule(), chunk_size=chunk_size, **given, **options)
     generator = torch.Generator().manual_seed(1)
     outer = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in (y, *after)]
     return [x.detach() for x in (y, *after)], list(torch.autograd.grad((y, *after), leaves, outer))
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 100])
-def test_the_whole_op(tokens):
+@pytest.mark.parametrize(("tokens", "chunk_size"), [(1, 16), (63, 16), (100, 16), (1000, 16), (4096, 64)])
+def test_the_whole_op(tokens, chunk_size):
     _, weights, features, gate_weight, gate_bias, rates, E = inputs(32, rows=1, heads=1, chunks=1)
     z, q = torch.nn.functional.normalize(torch.randn(2, 1, tokens, 1, 16, dtype=torch.float64), dim=-1)
     arguments = {"z": z, "q": q, "weights": weights.transpose(1, 2), "state": E.transpose(2, 3), "features": features}
     arguments |= {"gate_weight": gate_weight, "gate_bias": gate_bias, "rates": rates}
-    results, grads = call(dispatch.self_modifying, arguments, torch.float32, DEVICE, form="triton")
-    exact_results, exact_grads = call(reference.self_modifying, arguments, torch.float64)
+    results, grads = call(dispatch.self_modifying, arguments, torch.float32, DEVICE, chunk_size, form="triton")
+    exact_results, exact_grads = call(reference.self_modifying, arguments, torch.float64, chunk_size=chunk_size)
     assert_near(results, exact_results, 1e-5)
     assert_near(grads, exact_grads, 1e-5)
 

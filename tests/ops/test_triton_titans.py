@@ -71,7 +71,7 @@ def test_kernel_equals_reference_with_every_gradient(hidden, momentum):
     chunk_equals_loop(kernel, loop, inputs(63, hidden=hidden, momentum=momentum), rtol=1e-5, chunk_size=16)
 
 
-@pytest.mark.parametrize("T", [1, 100])
+@pytest.mark.parametrize("T", [1, 100, 1000, 4096])
 def test_other_lengths(T):
     chunk_equals_loop(kernel, loop, inputs(T, hidden=16), rtol=1e-5, chunk_size=32)
 
