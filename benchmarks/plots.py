@@ -69,7 +69,7 @@ def stream(axes: Any, records: Records) -> None:
     memory = axes.twinx()
     memory.plot(tokens, [r["state_bytes"] / 1e6 for r in rows], "--", color=COLOURS["self-modifying"])
     memory.plot(tokens, [r["resident"] / 1e6 for r in rows], ":", color=COLOURS["self-modifying"])
-    memory.set(ylabel="MB: state (dashed), process (dotted)", ylim=(0, None))
+    memory.set(ylabel="MB: state (dashed), process (dotted)", yscale="log", ylim=(1, 2000))
     axes.set_title("a stream through the tiny Hope")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,19 @@ def cell(folder: Path, name: str, work: Callable[[], Cell]) -> Cell:
     path = folder / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    began = time.process_time()
-    made = work() | {"cpu_seconds": round(time.process_time() - began, 1)}
+    began = spent()
+    made = work() | {"cpu_seconds": round(spent() - began, 1)}
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(made), encoding="utf-8")
     os.replace(partial, path)
     print(f"{name}: done in {made['cpu_seconds']:.0f} CPU seconds", file=sys.stderr, flush=True)
     return made
+
+
+def spent() -> float:
+    """CPU seconds so far, of this process and of the ones that it waited for."""
+    return sum(os.times()[:4])
 
 
 def record(recipe: str, config: Cell, seeds: list[int], metrics: Cell) -> Cell:
