@@ -4,7 +4,8 @@
 
 Every line is the frontier of three models on 64 KB of Emma: the gain at the most favourable rate within 1 % forgetting,
 which is more than any rate chosen beforehand can give. For the first three lines the rate is also chosen beforehand:
-the largest of the grid that forgets less than 1 % on average, over the seeds and 64 KB of each of two other novels.
+the largest of the grid that forgets less than 1 % on average, over the seeds and 64 KB of each of two other novels (a
+limit that was set after Emma had been read: docs/log.md).
 """
 
 from __future__ import annotations
