@@ -85,22 +85,21 @@ def test_typing_mistakes_are_caught():
 
 
 class TrainerLike:
-    """How transformers.Trainer.create_optimizer (4.47 on) makes the optimizer of `optimizer_cls_and_kwargs`."""
+    """How transformers.Trainer.create_optimizer (version 5) makes the optimizer of `optimizer_cls_and_kwargs`; the
+    Trainer itself is in test_trainer.py, where it is installed."""
 
     def __init__(self, model, optimizer_cls_and_kwargs):
         decayed = [p for p in model.parameters() if p.dim() > 1]
         groups = [{"params": decayed, "weight_decay": 0.1}]
         groups += [{"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
         made, options = optimizer_cls_and_kwargs
-        options = dict(options)
-        for key in ("params", "model", "optimizer_dict"):
-            groups = options.pop(key, groups)
-        self.optimizer = made(groups, **options)
+        is_class = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+        self.optimizer = made(groups, **options) if is_class else made()(model, **options)
 
 
 def test_the_way_a_trainer_makes_it():
     model = Net()
-    optimizer = TrainerLike(model, (optim.param_groups, {"model": model, "lr": 1e-3, "matrices": optim.M3})).optimizer
+    optimizer = TrainerLike(model, (lambda: optim.param_groups, {"lr": 1e-3, "matrices": optim.M3})).optimizer
     assert isinstance(optimizer, torch.optim.Optimizer) and len(optimizer.param_groups) == 3
     optimizer = TrainerLike(model, (optim.Momentum, {"lr": 1e-3})).optimizer
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
