@@ -4,9 +4,11 @@ perplexity(model, windows)                  # perplexity.py: loss by position an
 read_text(model, tokens, learn=True)        # reading.py: loss and writes over a text, state carried
 forgetting(model, state, windows)           # reading.py: what it cost on the training domain
 frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetting over rates
+continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
+from nestling.evals.continual import Continual, continual
 from nestling.evals.frontier import (
     FORGETTING,
     Curve,
@@ -43,6 +45,7 @@ from nestling.evals.statistics import Interval, interval, paired, t_quantile, ve
 __all__ = [
     "FORGETTING",
     "ContextLoss",
+    "Continual",
     "Curve",
     "Forgetting",
     "Interval",
@@ -55,6 +58,7 @@ __all__ = [
     "Setting",
     "Writes",
     "bits_per_byte",
+    "continual",
     "differences_over_seeds",
     "domain_loss",
     "forgetting",
