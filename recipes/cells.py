@@ -49,3 +49,12 @@ def write_result(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(made, indent=1), encoding="utf-8")
     return path
+
+
+def rounded(tree: Any) -> Any:
+    """Numbers with five digits: files that can be read and compared."""
+    if isinstance(tree, dict):
+        return {k: rounded(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [rounded(v) for v in tree]
+    return float(f"{tree:.5g}") if isinstance(tree, float) else tree

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nestling import optim
 from nestling.evals.record import provenance
+from recipes.cells import rounded
 
 RESULTS, FIGURE = Path("results/optimizer_toys"), Path("docs/figures/optimizer_toys.png")
 SEEDS = [0, 1, 2, 3, 4]
@@ -224,15 +225,6 @@ def run() -> Path:
     path = RESULTS / f"{result['date']}-cpu-{platform.machine()}.json"
     path.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def rounded(tree: Any) -> Any:
-    """Numbers with five digits: files that can be read and compared."""
-    if isinstance(tree, dict):
-        return {k: rounded(v) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [rounded(v) for v in tree]
-    return float(f"{tree:.5g}") if isinstance(tree, float) else tree
 
 
 def draw() -> Path:
