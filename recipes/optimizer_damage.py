@@ -19,17 +19,17 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from nestling.evals.statistics import interval, paired, verdict
+from nestling.evals.statistics import Interval, interval, paired, verdict
 from nestling.optim import schedules
 from recipes import damages
 from recipes.cells import Cell, cell, rounded, write_result
-from recipes.optimizer_zoo import FACTOR, ZOO
+from recipes.optimizer_zoo import ZOO
+from recipes.sweeps import climb
 from recipes.vision_tasks import CLASSES, MLP, Images, batches, load, measure, split
 
 RUNS, RESULTS = Path("runs/optimizer_damage"), "optimizer_damage"
 SEEDS, SWEEP_SEED = [0, 1, 2, 3, 4], 100
 SAMPLES, STEPS, BATCH, WARMUP, COPIES = 3_000, 500, 64, 25, 100
-FIRST, LIMITS = (-2, -1, 0, 1), (-7, 4)  # rates: the zoo's default times its factor to these powers, and on from there
 BASELINES = ("AdamW", "SGD-momentum", "Muon")
 NOISE, ORDER = "heavy-tailed gradients", "sorted stream"
 AMOUNTS: dict[str, tuple[float, ...]] = {
@@ -116,17 +116,10 @@ class Runs:
         return cell(RUNS, key, work)["accuracy"]
 
     def sweep(self, name: str, kind: str) -> Cell:
-        """The best rate of an optimizer at the middle amount; the grid grows until the best is not at its end."""
-        middle, found = AMOUNTS[kind][len(AMOUNTS[kind]) // 2], dict[int, float]()
-        todo = list(FIRST)
-        while todo:
-            for power in todo:
-                rate = ZOO[name].default * FACTOR**power
-                found[power] = self.accuracy(name, rate, kind, middle, SWEEP_SEED)
-            best = max(found, key=found.__getitem__)
-            todo = [power for power in (best - 1, best + 1) if power not in found and LIMITS[0] <= power <= LIMITS[1]]
-        by_rate = {f"{ZOO[name].default * FACTOR**power:.3g}": found[power] for power in sorted(found)}
-        return {"accuracy by rate": by_rate, "rate": ZOO[name].default * FACTOR**best}
+        """The best rate of an optimizer at the middle amount."""
+        middle = AMOUNTS[kind][len(AMOUNTS[kind]) // 2]
+        rate, found = climb(ZOO[name], lambda rate: self.accuracy(name, rate, kind, middle, SWEEP_SEED))
+        return {"rate": rate, "accuracy by rate": found}
 
 
 def compare(accuracies: dict[str, list[float]]) -> Cell:
@@ -142,7 +135,7 @@ def compare(accuracies: dict[str, list[float]]) -> Cell:
     return made
 
 
-def bounds(found) -> list[float]:
+def bounds(found: Interval) -> list[float | None]:
     return [found.mean, found.low, found.high]
 
 

@@ -1,0 +1,179 @@
+"""Tasks in turn, by each optimizer: what is learned, kept and lost: `python -m recipes.optimizer_continual --data DIR`.
+
+Permuted and split MNIST (five tasks, an MLP) and three texts (Shakespeare, Wikipedia, a novel; a small Transformer),
+at a constant rate after one warm-up, without anything that guards old tasks: the optimizer alone. The rate is chosen
+on a seed that is not reported and on held-out data that are not reported, twice: by the average over all tasks at the
+end, and by what is learned of each task in its turn. `--figure` draws docs/figures/optimizer_continual.png from the
+newest file of results/optimizer_continual. About 30 CPU minutes, in cells under runs/optimizer_continual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nestling import optim
+from nestling.evals.continual import continual
+from nestling.evals.statistics import Interval, interval, paired, verdict
+from nestling.models import build
+from recipes.cells import Cell, cell, rounded, write_result
+from recipes.optimizer_zoo import ZOO, Entry
+from recipes.sweeps import climb
+from recipes.task_streams import Task, learn_in_turn, permuted, split_classes, texts
+from recipes.vision_tasks import MLP, load, split
+
+RUNS, RESULTS = Path("runs/optimizer_continual"), "optimizer_continual"
+SWEEP_SEED, WARMUP, TASKS, BATCH = 100, 20, 5, 64
+SLOWER = "M3, slower memory"  # written every 50 steps, kept for 500, and as heavy as the fast one
+
+
+def m3_slower(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return optim.param_groups(model, lr, matrices=optim.M3, weight_decay=0.0, slow=((50, 0.9, 1.0),))
+
+
+ENTRIES = {**ZOO, SLOWER: Entry(m3_slower, ZOO["M3"].default)}
+PAIRS = [(name, other) for name in ENTRIES for other in ("AdamW", "SGD-momentum", "Muon") if name != other]
+PAIRS += [("M3", "M3, no slow memory"), (SLOWER, "M3, no slow memory")]
+Numbers = tuple[str, str]  # a reading of the scores, and a number of `Continual`
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks by seed (and on which held-out data), the model that meets them, and by what the rate is chosen."""
+
+    tasks: Callable[[int, bool], list[Task]]
+    model: Callable[[], nn.Module]
+    steps: int
+    seeds: int
+    choices: tuple[Numbers, ...]
+    smaller_is_better: bool = False
+
+    def numbers(self, matrices: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
+        """The four numbers of each reading."""
+        return {k: continual(v, smaller_is_better=self.smaller_is_better).to_dict() for k, v in matrices.items()}
+
+    def goodness(self, value: float) -> float:
+        """Larger is better; divergence is worst."""
+        return -math.inf if not math.isfinite(value) else -value if self.smaller_is_better else value
+
+
+def streams(folder: str | None) -> dict[str, Stream]:
+    """The three streams, with the data of a folder read when they are needed."""
+    loaded = cache(lambda part: load("mnist", part, folder))
+
+    def images(seed: int, sweep: bool):
+        train, validation = split(loaded("train"), seed)
+        return train, validation.take(torch.arange(5000)) if sweep else loaded("test")
+
+    def transformer() -> nn.Module:
+        return build("transformer", "tiny", dim=64, depth=2, heads=2)
+
+    every, own, text = "all classes", "the task's classes", "nats per byte"
+    return {
+        "permuted MNIST": Stream(
+            lambda seed, sweep: permuted(*images(seed, sweep), TASKS, BATCH, 200, seed),
+            MLP, 200, 5, ((every, "average"), (every, "learned")),
+        ),
+        "split MNIST": Stream(
+            lambda seed, sweep: split_classes(*images(seed, sweep), TASKS, BATCH, 100, seed),
+            MLP, 100, 5, ((every, "average"), (own, "average"), (own, "learned")),
+        ),
+        "three texts": Stream(
+            lambda seed, sweep: texts(folder, 16, 64, 96, seed, 0 if sweep else 1),
+            transformer, 200, 3, ((text, "average"), (text, "learned")), smaller_is_better=True,
+        ),
+    }  # fmt: skip
+
+
+def matrices(where: str, stream: Stream, name: str, rate: float, seed: int) -> dict[str, list[list[float]]]:
+    """The scores after each task, by reading; on validation data for the seed of the sweep."""
+
+    def work() -> Cell:
+        torch.manual_seed(seed)
+        model = stream.model()
+        tasks = stream.tasks(seed, seed == SWEEP_SEED)
+        return {"scores": learn_in_turn(model, ENTRIES[name].make(model, rate), tasks, stream.steps, WARMUP)}
+
+    key = f"{where}-{name}-{rate:.3g}-{seed}".replace(" ", "_").replace(",", "")
+    return cell(RUNS, key, work)["scores"]
+
+
+def chosen(where: str, stream: Stream, name: str, by: Numbers) -> Cell:
+    """The rate of an optimizer that is best by a number on the seed of the sweep."""
+    reading, number = by
+    rate, found = climb(
+        ENTRIES[name],
+        lambda rate: stream.goodness(stream.numbers(matrices(where, stream, name, rate, SWEEP_SEED))[reading][number]),
+    )
+    sign = -1 if stream.smaller_is_better else 1
+    return {"rate": rate, "by rate": {k: sign * v if math.isfinite(v) else None for k, v in found.items()}}
+
+
+def measured(where: str, stream: Stream, rates: dict[str, float], reading: str) -> Cell:
+    """Each optimizer at its rate: mean matrix, four numbers with intervals, and paired differences."""
+    runs = {n: [matrices(where, stream, n, rates[n], s)[reading] for s in range(stream.seeds)] for n in ENTRIES}
+    numbers = {n: [stream.numbers({reading: scores})[reading] for scores in made] for n, made in runs.items()}
+    optimizers: Cell = {}
+    for name, made in runs.items():
+        mean = torch.tensor(made, dtype=torch.float64).mean(0).tolist()
+        values = {key: [v[key] for v in numbers[name]] for key in numbers[name][0]}
+        optimizers[name] = {"rate": rates[name], "matrix": mean, "seeds": values}
+        optimizers[name]["intervals"] = {key: bounds(interval(v)) for key, v in values.items()}
+    return {"optimizers": optimizers, "differences": differences(stream, numbers)}
+
+
+def differences(stream: Stream, numbers: dict[str, list[dict[str, float]]]) -> Cell:
+    """The decision rule for each pair, on the average, what was learned, and forgetting."""
+    made: Cell = {}
+    for name, other in PAIRS:
+        made[f"{name} minus {other}"] = found = {}
+        for key in ("average", "learned", "forgetting"):
+            difference = paired([v[key] for v in numbers[name]], [v[key] for v in numbers[other]])
+            smaller = stream.smaller_is_better or key == "forgetting"
+            found[key] = {"interval": bounds(difference), "verdict": verdict(difference, smaller_is_better=smaller)}
+    return made
+
+
+def bounds(found: Interval) -> list[float | None]:
+    return [found.mean, found.low, found.high]
+
+
+def run(folder: str | None) -> Path:
+    """All streams and choices of the rate, one result file."""
+    torch.set_num_threads(1)
+    metrics: Cell = {}
+    every = streams(folder)
+    for where, stream in every.items():
+        metrics[where] = {}
+        for by in stream.choices:
+            sweep = {name: chosen(where, stream, name, by) for name in ENTRIES}
+            rates = {name: found["rate"] for name, found in sweep.items()}
+            metrics[where][f"{by[0]}, rate by {by[1]}"] = {"sweep": sweep, **measured(where, stream, rates, by[0])}
+    config = {"batch": BATCH, "warm-up": WARMUP, "then": "constant", "weight decay": 0, "seed of the sweep": SWEEP_SEED}
+    config |= {"MNIST": "MLP 784-128-128-10, five tasks", "texts": "Transformer, width 64, depth 2, 16 x 64 bytes"}
+    config |= {"steps of a task": {where: stream.steps for where, stream in every.items()}}
+    return write_result(RESULTS, config, list(range(max(s.seeds for s in every.values()))), rounded(metrics))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of the data sets; without it the variable NESTLING_DATA")
+    parser.add_argument("--figure", action="store_true", help="draw the figure from the newest result, train nothing")
+    options = parser.parse_args(argv)
+    if options.figure:
+        from recipes import optimizer_figures
+
+        print(optimizer_figures.continual())
+    else:
+        print(run(options.data))
+
+
+if __name__ == "__main__":
+    main()
