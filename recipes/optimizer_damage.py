@@ -81,7 +81,7 @@ def train(name: str, rate: float, kind: str, amount: float, images: Images, seed
     """The network after its steps on damaged data, or after the step before its loss stopped to be a number."""
     torch.manual_seed(seed)
     model, generator = MLP(), Generator().manual_seed(seed)
-    images = SETS[kind](images, amount, generator) if kind in SETS else images
+    images = SETS[kind](images, amount, generator) if amount and kind in SETS else images
     optimizer, shape = ZOO[name].make(model, rate), schedules.warmup_cosine(WARMUP, STEPS)
     for step, rows in zip(range(steps), order(images, kind, amount, seed), strict=False):
         optimizer.zero_grad()

@@ -1,0 +1,67 @@
+"""The two tables of evidence: one seed is one run whatever stands beside it, and the verdicts follow the rule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from recipes import optimizer_continual, optimizer_damage
+from recipes.optimizer_damage import AMOUNTS, NOISE, ORDER, UNITS, compare, train
+from recipes.optimizer_zoo import ZOO
+from recipes.vision_tasks import Images
+
+
+def images() -> Images:
+    generator = torch.Generator().manual_seed(0)
+    return Images(torch.randn(200, 28, 28, generator=generator), torch.arange(200) % 10)
+
+
+def weights(name: str, kind: str, amount: float, rate: float = 0.01) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in train(name, rate, kind, amount, images(), 1, steps=3).parameters()])
+
+
+def test_amount_zero_of_every_damage_is_none() -> None:
+    clean = weights("SGD-momentum", "none", 0)
+    for kind in UNITS:
+        assert torch.equal(weights("SGD-momentum", kind, 0), clean)
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_every_damage_changes_the_run_and_repeats_by_seed(kind: str) -> None:
+    amount = AMOUNTS[kind][2]
+    damaged = weights("SGD-momentum", kind, amount)
+    assert torch.equal(damaged, weights("SGD-momentum", kind, amount))
+    assert not torch.equal(damaged, weights("SGD-momentum", "none", 0))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_optimizer_runs_damaged(name: str) -> None:
+    for kind in (NOISE, ORDER):
+        assert weights(name, kind, AMOUNTS[kind][1], ZOO[name].default / 9).isfinite().all()
+
+
+def test_a_run_that_diverges_ends() -> None:
+    assert len(weights("SGD-momentum", "none", 0, rate=1e30)) == 118_282
+
+
+def test_verdicts_follow_the_rule() -> None:
+    steady = {name: [0.5, 0.6, 0.7] for name in ("AdamW", "SGD-momentum", "Muon")}
+    made = compare({**steady, "M3": [0.52, 0.621, 0.719]})
+    assert made["M3"]["minus AdamW"]["verdict"] == "better"
+    assert made["M3"]["minus AdamW"]["interval"] == pytest.approx([0.02, 0.02 - 0.0024841, 0.02 + 0.0024841], abs=1e-6)
+    assert made["Muon"]["minus AdamW"]["verdict"] == "no difference shown"
+    assert "minus Muon" not in made["Muon"]
+
+
+def test_less_forgetting_is_better_and_divergence_is_worst() -> None:
+    streams = optimizer_continual.streams(None)
+    runs = {"average": 0.5, "learned": 0.9, "forgetting": 0.3}
+    numbers = {name: [{k: v + 0.01 * seed for k, v in runs.items()} for seed in range(3)] for name in ZOO}
+    numbers[optimizer_continual.SLOWER] = numbers["M3"]
+    numbers["M3"] = [v | {"forgetting": v["forgetting"] - 0.1 - 1e-3 * i} for i, v in enumerate(numbers["M3"])]
+    made = optimizer_continual.differences(streams["permuted MNIST"], numbers)["M3 minus M3, no slow memory"]
+    assert (made["forgetting"]["verdict"], made["average"]["verdict"]) == ("better", "no difference shown")
+    text = streams["three texts"]
+    assert text.goodness(2.0) > text.goodness(3.0) > text.goodness(math.nan) == -math.inf
