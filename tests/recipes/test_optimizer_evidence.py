@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from recipes import optimizer_continual, optimizer_damage
+from recipes import optimizer_continual
 from recipes.optimizer_damage import AMOUNTS, NOISE, ORDER, UNITS, compare, train
 from recipes.optimizer_zoo import ZOO
 from recipes.vision_tasks import Images
