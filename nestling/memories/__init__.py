@@ -20,8 +20,9 @@ from nestling.memories.continuum import (
     NestedContinuumMemory,
     fast_weights,
 )
+from nestling.memories.hebbian import LinearAttention, Retention
 from nestling.memories.hierarchical import HierarchicalTitans
-from nestling.memories.linear import DeltaRule, GatedDeltaRule, LinearAttention, Retention
+from nestling.memories.linear import DeltaRule, GatedDeltaRule
 from nestling.memories.mlp import TTTMemory
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.memories.titans import TitansMemory

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..core.level import Level
 from .attention_cache import AttentionState, OpenCache
+from .projections import rotary, rotate
 
 
 class Attention(nn.Module):
@@ -44,8 +45,8 @@ class Attention(nn.Module):
         start = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.position
         positions = start[:, None] + torch.arange(tokens, device=x.device)
         q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.width).unbind(2)
-        cos, sin = self._rotary(positions, x.dtype)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        cos, sin = rotary(positions, self.width, x.dtype, self.rotary_base)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if isinstance(state, OpenCache):
             if tokens != 1:
                 raise ValueError(
@@ -62,12 +63,6 @@ class Attention(nn.Module):
         k, v, slot = self._kept(k, v, slot, compact=state is not None or lengths is not None)
         y = self.out(o.flatten(2))
         return y, AttentionState(k, v, slot, start + (tokens if lengths is None else lengths), self.window)
-
-    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # Made here in float64: a buffer would lose its precision, and so every position, in model.bfloat16().
-        channels = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
-        angle = positions.unsqueeze(-1) * self.rotary_base ** (-channels / self.width)
-        return angle.cos().to(dtype).unsqueeze(2), angle.sin().to(dtype).unsqueeze(2)  # (B, T, 1, d/2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: Tensor, positions: Tensor, *, plain: bool) -> Tensor:
         """o (B, T, H, d). `plain`: no cache, so that keys stand where their queries do."""
@@ -132,8 +127,3 @@ class Attention(nn.Module):
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,39 +15,41 @@ from nestling.memories.projections import ShortConvolution, merge_heads, split_h
 class Frame(nn.Module):
     """x -> q, k, v per head: projection, short convolution with SiLU, unit-norm q, k. o -> y: norm, gate, projection.
 
-    Source: [Titans] section 4.4, paper section 8.3; the gate is the "note on gating" of section 5 of the paper.
+    Source: [Titans] section 4.4, paper section 8.3, DeltaNet and Gated DeltaNet; the gate is the "note on gating" of
+    section 5 of the paper.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, expansion: int = 1, gated: bool = True) -> None:
+        """expansion: width of a value / width of a key; gated: whether the token scales what is read."""
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose a multiple")
-        self.dim, self.heads, self.width = dim, heads, dim // heads
-        self.project_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.conv = ShortConvolution(3 * dim)
-        self.project_gate = nn.Linear(dim, dim, bias=False)
-        self.project_out = nn.Linear(dim, dim, bias=False)
-        self.norm = nn.Parameter(torch.ones(heads, self.width))
+        self.dim, self.heads, self.width = dim, heads, head_width(dim, heads)
+        values = expansion * dim
+        self.project_qkv = nn.Linear(dim, 2 * dim + values, bias=False)
+        self.conv = ShortConvolution(2 * dim + values)
+        self.project_gate = nn.Linear(dim, values, bias=False) if gated else None
+        self.project_out = nn.Linear(values, dim, bias=False)
+        self.norm = nn.Parameter(torch.ones(heads, expansion * self.width))
 
     def enter(self, x: Tensor, tail: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q, k, v (B, T, H, K) in float32 at least, and the convolution's new tail.
+        """x (B, T, D) -> q, k (B, T, H, K), v (B, T, H, V) in float32 at least, and the convolution's new tail.
 
         Raises ValueError for a width other than dim.
         """
-        if x.dim() != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}, this layer needs (B, T, {self.dim})")
+        check_width(x, self.dim)
         mixed, tail = self.conv(self.project_qkv(x), tail, lengths)
-        q, k, v = (split_heads(part, self.heads) for part in mixed.to(memory_dtype(x)).chunk(3, dim=-1))
+        parts = mixed.to(memory_dtype(x)).split([self.dim, self.dim, mixed.shape[-1] - 2 * self.dim], dim=-1)
+        q, k, v = (split_heads(part, self.heads) for part in parts)
         return unit_norm(q), unit_norm(k), v, tail
 
     def leave(self, o: Tensor, x: Tensor) -> Tensor:
-        """o (B, T, H, K) -> y (B, T, D)."""
+        """o (B, T, H, V) -> y (B, T, D)."""
         o = F.rms_norm(o, o.shape[-1:], eps=1e-5).to(x.dtype) * self.norm.to(x.dtype)
-        return self.project_out(merge_heads(o) * F.silu(self.project_gate(x)))
+        y = merge_heads(o)
+        return self.project_out(y if self.project_gate is None else y * F.silu(self.project_gate(x)))
 
     def tail_bytes(self) -> int:
         """Bytes of the convolution's tail per row in float32."""
-        return 4 * (self.conv.width - 1) * 3 * self.dim
+        return 4 * (self.conv.width - 1) * self.conv.dim
 
 
 class TokenGates(nn.Module):
@@ -67,6 +71,52 @@ class TokenGates(nn.Module):
     def at_rest(self, name: str) -> Tensor:
         """(H,): the gate's value at x = 0."""
         return self.linear.bias.detach().split(self.heads)[self.names.index(name)].double().sigmoid()
+
+
+class DecayGate(nn.Module):
+    """log alpha = -rate softplus(w x + b) per token and head: how much Gated DeltaNet forgets.
+
+    Starts as published: rates uniform up to 16, softplus(b) log-uniform in [0.001, 0.1], so that heads differ.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, heads)
+        self.log_rate = nn.Parameter(torch.empty(heads).uniform_(0.01, 16).log())
+        with torch.no_grad():
+            self.linear.bias.copy_(inverse_softplus(log_uniform(heads, 1e-3, 1e-1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> log alpha (B, T, H), float32 at least."""
+        step = F.softplus(self.linear(x).to(memory_dtype(x)))
+        return -self.log_rate.to(step.dtype).exp() * step
+
+    def at_rest(self) -> Tensor:
+        """(H,): log alpha at x = 0."""
+        return -self.log_rate.detach().double().exp() * F.softplus(self.linear.bias.detach().double())
+
+
+def log_uniform(size: int, low: float, high: float) -> Tensor:
+    """(size,) numbers whose logarithm is uniform."""
+    return torch.empty(size).uniform_(math.log(low), math.log(high)).exp()
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The y with softplus(y) = x > 0."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def head_width(dim: int, heads: int) -> int:
+    """Width of a head. Raises ValueError where dim does not split."""
+    if heads < 1 or dim % heads:
+        raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose a multiple")
+    return dim // heads
+
+
+def check_width(x: Tensor, dim: int) -> None:
+    """Raises ValueError for anything but (B, T, dim)."""
+    if x.dim() != 3 or x.shape[-1] != dim:
+        raise ValueError(f"x has shape {tuple(x.shape)}, this layer needs (B, T, {dim})")
 
 
 def memory_dtype(x: Tensor) -> torch.dtype:

@@ -63,3 +63,19 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, T, H, K) → (B, T, H*K)."""
     return x.flatten(-2)
+
+
+def rotary(positions: Tensor, width: int, dtype: torch.dtype, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, T, 1, width / 2) that turn pairs of channels by angles that grow with the position.
+
+    Made in float64 at every call: a buffer would lose its precision, and so every position, in model.bfloat16().
+    """
+    channels = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device)
+    angle = positions.unsqueeze(-1) * base ** (-channels / width)
+    return angle.cos().to(dtype).unsqueeze(2), angle.sin().to(dtype).unsqueeze(2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, T, H, K), turned; a product of two turned vectors depends on the difference of their positions."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -1,5 +1,6 @@
 """Models: memories stacked by period. `build` makes one by name."""
 
+from .baselines import Baseline
 from .config import ModelConfig
 from .decoder import Decoder
 from .generate import Generation
@@ -16,6 +17,7 @@ __all__ = [
     "MODELS",
     "NAMES",
     "PRESETS",
+    "Baseline",
     "Decoder",
     "Generation",
     "Hope",

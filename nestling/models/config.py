@@ -114,6 +114,14 @@ class ModelConfig:
         ]
 
 
+def check_frozen(config: ModelConfig) -> None:
+    """Raises ValueError for a level that would write: a baseline has none."""
+    if config.periods != (math.inf,):
+        raise ValueError(
+            f"{config.name}: periods={config.periods} must be (inf,); use hope or hope-attention for finite periods"
+        )
+
+
 def config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """The config that `dataclasses.asdict` wrote; an unknown key raises ValueError."""
     known = {f.name for f in fields(ModelConfig)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .baselines import MEMORIES, PUBLISHED, Baseline
 from .config import ModelConfig, config_from_dict
 from .hope import Hope
 from .hope_attention import HopeAttention
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[[ModelConfig], LanguageModel]] = {
     "transformer": Transformer,
     "hope": Hope,
     "hope-attention": HopeAttention,
+    **dict.fromkeys(MEMORIES, Baseline),
 }
 NAMES = tuple(MODELS)
 
@@ -30,7 +32,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "760m": {"vocab_size": 32_000, "dim": 1_536, "depth": 24, "heads": 24, "inner_kappa": 0.0},
     "1.3b": {"vocab_size": 32_000, "dim": 2_048, "depth": 23, "heads": 32, "inner_kappa": 0.0},
 }
-PERIODS = (256, 1_024, math.inf)  # default of the models that learn
+PERIODS = (256, 1_024, math.inf)
+DEFAULTS: dict[str, dict[str, Any]] = {  # of single models, over those of their preset
+    "hope": {"periods": PERIODS},
+    "hope-attention": {"periods": PERIODS},
+    **PUBLISHED,
+}
 
 
 def build(name: str, preset: str = "tiny", *, match: int | str | None = None, **overrides: Any) -> LanguageModel:
@@ -53,12 +60,11 @@ def config_of(name: str, preset: str = "tiny", **overrides: Any) -> ModelConfig:
     for what, value, known in (("model", name, MODELS), ("preset", preset, PRESETS)):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
-    learns = {"periods": PERIODS} if name != "transformer" else {}
     allowed = {f.name for f in fields(ModelConfig)}
     for key in overrides:
         if key not in allowed:
             raise ValueError(f"unknown option {key!r} for model {name!r}; known: {', '.join(sorted(allowed))}")
-    return config_from_dict({**PRESETS[preset], **learns, **overrides, "name": name})
+    return config_from_dict({**PRESETS[preset], **DEFAULTS.get(name, {}), **overrides, "name": name})
 
 
 def from_config(config: ModelConfig | dict[str, Any]) -> LanguageModel:

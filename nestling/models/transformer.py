@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import nn
 
 from ..memories.attention import Attention
-from .config import ModelConfig
+from .config import ModelConfig, check_frozen
 from .lm import LanguageModel
 
 
@@ -15,10 +13,7 @@ class Transformer(LanguageModel):
     """The baseline. `periods` must be (inf,): a Transformer has no level that writes in context."""
 
     def __init__(self, config: ModelConfig) -> None:
-        if config.periods != (math.inf,):
-            raise ValueError(
-                f"transformer: periods={config.periods} must be (inf,); use hope-attention for finite periods"
-            )
+        check_frozen(config)
         super().__init__(config, attention_of)
 
 

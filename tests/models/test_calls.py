@@ -1,4 +1,4 @@
-"""Any split into calls is one call; rows, masks, documents and pauses do what forward() promises."""
+"""What models whose levels write promise beyond tests/contracts: clocks, pauses, documents, write counts."""
 
 import math
 
@@ -7,66 +7,15 @@ import torch
 
 from nestling.models import State
 from nestling.testing import assert_close
+from tests.contracts.models import FAST, WRITING, made
 from tests.models.tiny import has_graph, read, same_memory, text, tiny, written
 
 LENGTH = 27
-FAST = {"periods": (4, 8, math.inf), "inner_lr": 0.05}
-MODELS = {
-    "transformer": ("transformer", {}),
-    "transformer, window": ("transformer", {"window": 5}),
-    "hope-attention": ("hope-attention", FAST),
-    "hope-attention, window": ("hope-attention", {**FAST, "window": 6}),
-    "hope": ("hope", FAST),
-    "momentum": ("hope-attention", {**FAST, "inner_rule": "momentum", "inner_relative": False}),
-    "adam": ("hope-attention", {**FAST, "inner_rule": "adam", "inner_decay": 0.1}),
-    "erase": ("hope-attention", {"periods": (2, 6), "inner_lr": 0.05, "inner_erase": 0.5}),
-    "online": ("hope-attention", {**FAST, "inner_online": True, "reset": "document"}),
-    "learned": ("hope-attention", {**FAST, "inner_learned": True}),
-    "nested": ("hope-attention", {"periods": (4, 8, 16), "inner_lr": 0.05, "continuum": "nested"}),
-    "independent": ("hope-attention", {"periods": (4, 8, 16), "inner_lr": 0.05, "continuum": "independent"}),
-}
-WRITING = [name for name in MODELS if not name.startswith("transformer")]
-CUTS = [(4, 8), (2, 3, 17, 26), tuple(range(1, LENGTH))]
-
-
-def made(name):
-    kind, options = MODELS[name]
-    model = tiny(kind, **options)
-    if name in ("hope-attention", "online"):
-        model.calibrate(text(3, 40, seed=9))
-    return model
-
-
-@pytest.fixture(params=MODELS)
-def model(request):
-    return made(request.param)
 
 
 @pytest.fixture(params=WRITING)
 def writer(request):
     return made(request.param)
-
-
-def documents(rows, length):
-    starts = torch.zeros(rows, length, dtype=torch.bool)
-    starts[0, 9] = starts[0, 10] = starts[1, 0] = starts[1, 19] = starts[2, 8] = True
-    return starts
-
-
-def holes(rows, length, seed=3):
-    mask = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) > 0.3
-    mask[0, 5:15] = False
-    mask[1, 21:] = False
-    return mask
-
-
-@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: "-".join(map(str, cuts[:5])))
-def test_any_split_into_calls_is_one_call(model, cuts):
-    tokens = text(2, LENGTH)
-    logits, state = read(model, tokens)
-    ours, end = read(model, tokens, cuts)
-    assert_close(ours, logits, "logits", 1e-9)
-    same_memory(end, state)
 
 
 def test_the_split_test_compares_something(writer):
@@ -80,53 +29,6 @@ def test_the_split_test_compares_something(writer):
     assert float((logits[:, period:] - frozen[:, period:]).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("extra", ["mask", "documents", "both"])
-@pytest.mark.parametrize("cuts", [(9, 23), (5, 10, 11)], ids=str)
-def test_masks_and_documents_split_too(model, extra, cuts):
-    tokens, by_token = text(3, LENGTH), {}
-    if extra != "documents":
-        by_token["mask"] = holes(3, LENGTH)
-    if extra != "mask":
-        by_token["new_document"] = documents(3, LENGTH)
-    logits, state = read(model, tokens, **by_token)
-    ours, end = read(model, tokens, cuts, **by_token)
-    assert_close(ours, logits, "logits", 1e-9)
-    same_memory(end, state)
-
-
-def test_masked_tokens_are_nowhere(model):
-    tokens, mask = text(3, LENGTH), holes(3, LENGTH)
-    logits, state = read(model, tokens, mask=mask)
-    other, _ = read(model, torch.where(mask, tokens, (tokens + 3) % 11), mask=mask)
-    assert torch.equal(logits, other)
-    assert not logits[~mask].any()
-    for row in range(3):
-        alone, end = read(model, tokens[row : row + 1, mask[row]])
-        assert_close(logits[row, mask[row]], alone[0], f"row {row}", 1e-9)
-        same_memory(state.select([row]), end)
-
-
-def test_a_call_of_masked_tokens_only_changes_nothing(model):
-    tokens = text(2, 10)
-    _, before = read(model, tokens)
-    logits, after = read(model, tokens, state=before, mask=torch.zeros(2, 10, dtype=torch.bool))
-    assert not logits.any()
-    ours, _ = read(model, tokens, state=after)
-    theirs, _ = read(model, tokens, state=before)
-    assert_close(ours, theirs, "what follows", 1e-12)
-
-
-def test_later_tokens_change_no_earlier_logit(model):
-    tokens = text(2, LENGTH)
-    logits, _ = read(model, tokens)
-    for place in (3, 4, 5, 17):
-        changed = tokens.clone()
-        changed[:, place:] = (changed[:, place:] + 1) % 11
-        ours, _ = read(model, changed)
-        assert torch.equal(ours[:, :place], logits[:, :place]), place
-        assert float((ours[:, place] - logits[:, place]).abs().max()) > 1e-6
-
-
 def test_the_token_after_a_segment_is_read_with_the_new_weights():
     model = tiny(periods=(4,), inner_lr=0.5)
     tokens = text(1, 5)
@@ -134,31 +36,6 @@ def test_the_token_after_a_segment_is_read_with_the_new_weights():
     frozen, _ = read(model, tokens, learn=False)
     assert state.writes.tolist() == [[1]]
     assert float((logits[:, 4] - frozen[:, 4]).abs().max()) > 1e-3
-
-
-def test_rows_do_not_interact(model):
-    tokens = text(3, LENGTH)
-    logits, state = read(model, tokens)
-    for row in range(3):
-        alone, end = read(model, tokens[row : row + 1])
-        assert_close(logits[row : row + 1], alone, f"row {row}", 1e-9)
-        same_memory(state.select([row]), end)
-
-
-def test_rows_of_different_age_stack(model):
-    ages, more = (1, 6, 13, 16), 11
-    tokens = text(4, max(ages) + more)
-    states = [read(model, tokens[i : i + 1, :age])[1] for i, age in enumerate(ages)]
-    stacked = State.stack(states)
-    assert stacked.tokens.tolist() == list(ages)
-    following = torch.stack([tokens[i, age : age + more] for i, age in enumerate(ages)])
-    for cuts in ((), (1, 7)):
-        logits, end = read(model, following, cuts, state=stacked)
-        for i, age in enumerate(ages):
-            alone, final = read(model, tokens[i : i + 1, : age + more])
-            assert_close(logits[i], alone[0, age:], f"row {i}", 1e-9)
-            same_memory(end.select([i]), final)
-    assert stacked.select([2, 0]).tokens.tolist() == [13, 1]
 
 
 def test_pauses_in_learning_are_the_same_however_they_are_cut(writer):
@@ -235,15 +112,6 @@ def test_reset_context_keeps_what_was_learned(writer):
     assert writer.config.continuum == "nested" or float((static - learned).abs().max()) > 1e-4
 
 
-def test_reset_context_without_writes_is_a_fresh_state():
-    for kind in ("transformer", "hope"):
-        model = tiny(kind, periods=(math.inf,))
-        _, state = read(model, text(2, 12))
-        ours, _ = read(model, text(2, 12, seed=5), state=state.reset_context())
-        theirs, _ = read(model, text(2, 12, seed=5))
-        assert_close(ours, theirs, kind, 1e-12)
-
-
 @pytest.mark.parametrize("periods", [(1,), (3,), (4, 8), (2, 6, 12)])
 def test_n_tokens_make_n_minus_one_over_period_writes(periods):
     model, tokens = tiny(periods=periods, inner_lr=0.01), text(1, 30)
@@ -272,13 +140,6 @@ def test_writes_happen_in_every_grad_mode(writer, mode):
 def test_training_returns_a_state_without_graph(writer):
     loss, state = writer.loss(text(2, 26))
     assert loss.requires_grad and not has_graph(state)
-
-
-def test_an_empty_call_reads_nothing(model):
-    _, state = read(model, text(2, 7))
-    out = model(text(2, 7)[:, :0], state)
-    assert out.logits.shape == (2, 0, 11)
-    assert_close(read(model, text(2, 9), state=out.state)[0], read(model, text(2, 9), state=state)[0], "after it")
 
 
 @pytest.mark.parametrize("options", [{}, {"inner_lr": 0.0, "window": 20, "hidden": 3}, {"inner_rule": "adam"}], ids=str)

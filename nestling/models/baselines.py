@@ -1,0 +1,57 @@
+"""The baselines: a Transformer++ whose attention is replaced by another memory of tokens (docs/models.md).
+
+A model here is one line: its memory from a config. Everything else (embedding, norms, gated MLP, head, state, loss,
+decoding) is the shell that Hope runs in, so that a comparison compares memories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..memories.hebbian import LinearAttention, Retention
+from ..memories.linear import DeltaRule, GatedDeltaRule
+from .config import ModelConfig, check_frozen
+from .lm import LanguageModel
+
+
+def linear_attention(c: ModelConfig) -> nn.Module:
+    """Katharopoulos et al. 2020: adds every key and value to one matrix."""
+    return LinearAttention(c.dim, c.heads, c.chunk_size, expansion=c.expansion)
+
+
+def retnet(c: ModelConfig) -> nn.Module:
+    """Sun et al. 2023: the same, with a fixed decay per head."""
+    return Retention(c.dim, c.heads, c.chunk_size, expansion=c.expansion)
+
+
+def delta_net(c: ModelConfig) -> nn.Module:
+    """Yang et al. 2024: writes the error, so that a key's old value is replaced."""
+    return DeltaRule(c.dim, c.heads, c.chunk_size, expansion=c.expansion)
+
+
+def gated_delta_net(c: ModelConfig) -> nn.Module:
+    """Yang et al. 2025: the same, with a decay chosen by the token."""
+    return GatedDeltaRule(c.dim, c.heads, c.chunk_size, expansion=c.expansion)
+
+
+MEMORIES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "linear-attention": linear_attention,
+    "retnet": retnet,
+    "delta-net": delta_net,
+    "gated-delta-net": gated_delta_net,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {  # where a paper's sizes differ from the defaults of ModelConfig
+    "retnet": {"expansion": 2},
+    "gated-delta-net": {"expansion": 2},
+}
+
+
+class Baseline(LanguageModel):
+    """One of MEMORIES and a frozen MLP in each block. `periods` must be (inf,)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        check_frozen(config)
+        super().__init__(config, MEMORIES[config.name])

@@ -1,0 +1,85 @@
+"""The layers of the baselines are the equations of their papers, written out here once more with torch alone."""
+
+import torch
+from torch.nn import functional as F
+
+from nestling.memories import DeltaRule, GatedDeltaRule, LinearAttention, Retention
+from nestling.testing import assert_close
+
+DIM, HEADS, T = 16, 2, 11
+
+
+def stream():
+    return torch.randn(2, T, DIM, dtype=torch.float64)
+
+
+def heads(x):
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (B, H, T, K)
+
+
+def joined(x):
+    return x.transpose(1, 2).flatten(2)
+
+
+def test_linear_attention_is_attention_with_weights_phi_q_phi_k():
+    """(7)-(9) of Katharopoulos et al.: a weighted mean of the values."""
+    layer, x = LinearAttention(DIM, HEADS, 4).double(), stream()
+    q, k = (F.elu(heads(z)) + 1 for z in layer.project_qk(x).chunk(2, -1))
+    weights = (q @ k.mT).tril()
+    expected = joined(weights @ heads(layer.project_v(x)) / weights.sum(-1, keepdim=True))
+    assert_close(layer(x)[0], layer.project_out(expected), "y", 1e-6)  # the layer adds 1e-6 to the sum
+
+
+def test_retention_is_rotated_products_with_a_fixed_decay():
+    """(1)-(8) of Sun et al.: complex numbers turned by their position, gamma^(n-m), group norm, swish gate."""
+    layer, x = Retention(DIM, HEADS, 4).double(), stream()
+    n = torch.arange(T, dtype=torch.float64)
+    angle = torch.exp(1j * n[:, None] * 10_000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8))
+    q, k = (torch.complex(*heads(z).chunk(2, -1)) * angle for z in layer.project_qk(x).chunk(2, -1))
+    gamma = 1 - 2.0 ** -torch.tensor([5.0, 12.0], dtype=torch.float64)
+    decay = (gamma[:, None, None] ** (n[:, None] - n)).tril()
+    o = (q @ k.mT.conj()).real * 8**-0.5 * decay @ heads(layer.project_v(x))
+    mean, var = o.mean(-1, keepdim=True), o.var(-1, keepdim=True, unbiased=False)
+    gate = layer.project_gate(x)
+    expected = layer.project_out(gate * gate.sigmoid() * joined((o - mean) / (var + 1e-5).sqrt()))
+    assert_close(layer(x)[0], expected, "y")
+
+
+def convolved(layer, x):
+    """q, k of unit norm and v, (B, H, T, K), after a causal convolution of 4 taps and SiLU."""
+    mixed, w = layer.frame.project_qkv(x), layer.frame.conv.weight
+    past = F.pad(mixed, (0, 0, 3, 0))
+    mixed = F.silu(sum(w[j] * past[:, j : j + T] for j in range(4)))
+    q, k, v = (heads(z) for z in mixed.split([DIM, DIM, mixed.shape[-1] - 2 * DIM], -1))
+    return *(z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k)), v
+
+
+def written(q, k, v, beta, alpha):
+    """o_t = S_t q_t, S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T, as the papers print it."""
+    S = torch.zeros(2, HEADS, v.shape[-1], k.shape[-1], dtype=torch.float64)
+    outputs, eye = [], torch.eye(k.shape[-1], dtype=torch.float64)
+    for t in range(T):
+        key, b = k[:, :, t, None, :], beta[:, :, t, None, None]
+        S = alpha[:, :, t, None, None] * S @ (eye - b * key.mT @ key) + b * v[:, :, t, :, None] @ key
+        outputs.append((S @ q[:, :, t, :, None])[..., 0])
+    o = torch.stack(outputs, 2)
+    return joined(o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+
+
+def test_delta_net():
+    """(2)-(4) of Yang et al. 2024."""
+    layer, x = DeltaRule(DIM, HEADS, 4).double(), stream()
+    beta = layer.gates.linear(x).sigmoid().transpose(1, 2)
+    expected = written(*convolved(layer, x), beta, torch.ones_like(beta))
+    assert_close(layer(x)[0], layer.frame.project_out(expected), "y")
+
+
+def test_gated_delta_net():
+    """(10) of Yang et al. 2025, with Mamba2's decay exp(-A softplus(W x + b)) and the output gate."""
+    layer, x = GatedDeltaRule(DIM, HEADS, 4, expansion=2).double(), stream()
+    beta = layer.gates.linear(x).sigmoid().transpose(1, 2)
+    step = (1 + layer.decay.linear(x).exp()).log()
+    alpha = (-layer.decay.log_rate.exp() * step).exp().transpose(1, 2)
+    gate = layer.frame.project_gate(x)
+    expected = written(*convolved(layer, x), beta, alpha) * gate * gate.sigmoid()
+    assert_close(layer(x)[0], layer.frame.project_out(expected), "y")
