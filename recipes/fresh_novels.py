@@ -4,8 +4,8 @@
     python -m recipes.fresh_novels --data DIR                # DIR/lm/gutenberg/*.txt.xz
 
 The setting is the best one of `what_limits_reading` (one period, erase 1/2), its rate the largest that forgets less
-than 1 % on average over seeds and the three bundled novels, which are validation text. The novels of FRESH and every number
-of this protocol were written down before any of them was read; the library's default stands beside it.
+than 1 % on average over seeds and the three bundled novels, which are validation text. FRESH and all numbers of this
+protocol were written down before any of its novels was read; the library's default stands beside it.
 """
 
 from __future__ import annotations
