@@ -126,9 +126,9 @@ class FastLinear(nn.Linear):
             z = _multiply(x, weight)
         else:
             z = F.linear(x, self.weight) if delta is None else F.linear(x, self.weight) + delta.apply(x)
-            if tape is not None:
-                wanted = z = _differentiable(z)
         if tape is not None:
+            if not as_matrix:
+                wanted = z = _differentiable(z)
             tape.setdefault(self, []).append(Trace(x, wanted, not as_matrix))
         return z
 

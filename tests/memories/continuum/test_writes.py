@@ -149,6 +149,25 @@ def test_factored_and_dense_fast_matrices_agree(tokens):
     assert_close(merged.to_dense(), 2 * dense.to_dense(), "merged", 1e-12)
 
 
+def test_a_merged_delta_is_read_and_written_by_short_segments():
+    """Segments too short for a gradient as a matrix, after so many writes that the delta is one."""
+    width, tokens, writes = 96, 20, 5
+    made = ContinuumLevel(FastLinear(width, width), period=tokens, rule=InnerRule(**PLAIN)).double()
+    data = torch.randn(2, tokens * writes, 2 * width, dtype=DOUBLE)
+    state = nestling.learn(
+        made, lambda net, piece: 0.5 * (net(piece[..., :width]) - piece[..., width:]).square().sum(-1), data
+    )
+    delta = state[""].delta[""]
+    assert delta.dense is not None
+    rate = made.inner_log_rate.exp().item()
+    for row, got in zip(data, delta.to_dense(), strict=True):
+        expected = torch.zeros_like(made.body.weight)
+        for part in row.split(tokens):
+            x, goal = part.split(width, -1)
+            expected = expected - rate * ((x @ (made.body.weight + expected).T - goal).T @ x) / tokens
+        assert_close(got, expected.detach(), "delta", 1e-10)
+
+
 class Net(nn.Module):
     """A regression net: not a language model, not text."""
 
