@@ -5,10 +5,12 @@ read_text(model, tokens, learn=True)        # reading.py: loss and writes over a
 forgetting(model, state, windows)           # reading.py: what it cost on the training domain
 frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetting over rates
 continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
+score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed; formal_languages.py
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
 from nestling.evals.continual import Continual, continual
+from nestling.evals.formal_languages import LANGUAGES, Language
 from nestling.evals.frontier import (
     FORGETTING,
     Curve,
@@ -41,21 +43,27 @@ from nestling.evals.reading import (
 )
 from nestling.evals.record import provenance
 from nestling.evals.statistics import Interval, interval, paired, t_quantile, verdict
+from nestling.evals.suite import Examples, Score, Task, score, table
 
 __all__ = [
     "FORGETTING",
+    "LANGUAGES",
     "ContextLoss",
     "Continual",
     "Curve",
+    "Examples",
     "Forgetting",
     "Interval",
+    "Language",
     "Loss",
     "PerplexityResult",
     "Point",
     "PositionLoss",
     "ReadResult",
     "Reads",
+    "Score",
     "Setting",
+    "Task",
     "Writes",
     "bits_per_byte",
     "continual",
@@ -71,8 +79,10 @@ __all__ = [
     "provenance",
     "read_text",
     "reconfigured",
+    "score",
     "settings",
     "t_quantile",
+    "table",
     "token_losses",
     "verdict",
     "window_losses",
