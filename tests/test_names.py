@@ -27,7 +27,7 @@ NAMES = [
     "ops.dispatch.newton_schulz",
     "ops.newton_schulz.reference.newton_schulz",
 ]
-OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "self_modifying", "cms_update")
+OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "ttt", "self_modifying", "cms_update")
 OPTIMIZERS = (
     "Momentum",
     "PreconditionedMomentum",

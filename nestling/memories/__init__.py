@@ -5,7 +5,7 @@
 | Attention | none: re-solved at every read | weighted L2 regression | closed form | 0 |
 | LinearAttention, Retention | matrix | dot product (with decay) | gradient descent | 1 |
 | DeltaRule, GatedDeltaRule | matrix | L2 regression (with decay) | gradient descent | 1 |
-| TTTMemory | 2-layer MLP | L2 regression | gradient descent | chunk |
+| TTTMemory | 2-layer MLP or matrix with a norm | L2 regression | gradient descent | chunk |
 | TitansMemory | 2-layer MLP | L2 regression | momentum and forgetting | chunk |
 | HierarchicalTitans | two of them, one new in every shard | L2 regression | momentum and forgetting | chunks |
 | SelfModifyingTitans | matrices that make their own keys, values, rates | dot product or L2 | DGD | 1, chunk |
@@ -23,9 +23,9 @@ from nestling.memories.continuum import (
 from nestling.memories.hebbian import LinearAttention, Retention
 from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule
-from nestling.memories.mlp import TTTMemory
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.memories.titans import TitansMemory
+from nestling.memories.ttt import TTTMemory
 
 __all__ = [
     "Attention",

@@ -1,16 +1,16 @@
-"""What Titans and TTT share: a memory per head, written by its own error in chunks, with the open chunk carried."""
+"""The memory inside Titans layers: one per head, written by its own surprise in chunks, the open chunk carried."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from nestling.core.level import Level
 from nestling.core.state import state_class
-from nestling.memories.frame import Frame, TokenGates, memory_dtype, static_level
+from nestling.memories.frame import TokenGates, memory_dtype
 from nestling.ops import dispatch
 
 _DESCRIPTION = {"linear": "matrix", "mlp": "2-layer residual MLP"}
@@ -24,14 +24,6 @@ class KeyValueState:
     running: list[Tensor]  # the same after the last token
     surprise: list[Tensor]  # (B, H, in, out) each: S after the last token; empty without momentum
     count: Tensor  # (B,) int64, tokens in the open chunk
-
-
-@state_class
-class ChunkedState:
-    """One row per sequence."""
-
-    tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
-    memory: KeyValueState
 
 
 class KeyValueMemory(nn.Module):
@@ -129,29 +121,3 @@ class KeyValueMemory(nn.Module):
             transfer=transfer,
             state_bytes=4 * numel * (3 if momentum else 2) + 8 + beside,
         )
-
-
-class ChunkedMemory(nn.Module):
-    """Base of `TitansMemory` and `TTTMemory`. `y, state = layer(x, state=None, lengths=None)`."""
-
-    def __init__(self, dim: int, heads: int, expansion: int, chunk_size: int, **options: Any) -> None:
-        """options: those of KeyValueMemory."""
-        super().__init__()
-        self.frame = Frame(dim, heads)
-        self.memory = KeyValueMemory(dim, heads, expansion, chunk_size, **options)
-
-    def forward(
-        self, x: Tensor, state: ChunkedState | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, ChunkedState]:
-        """x (B, T, D) -> y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
-
-        The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
-        """
-        q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
-        o, memory = self.memory(x, q, k, v, None if state is None else state.memory, lengths)
-        return self.frame.leave(o, x), ChunkedState(tail, memory)
-
-    def levels(self) -> list[Level]:
-        """The memory, and the projections around it."""
-        level = self.memory.level("memory", beside=self.frame.tail_bytes())
-        return [level, static_level(self, level.parameters)]

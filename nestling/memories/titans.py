@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nestling.memories.chunked import ChunkedMemory
+from torch import Tensor, nn
+
+from nestling.core.level import Level
+from nestling.core.state import state_class
+from nestling.memories.chunked import KeyValueMemory, KeyValueState
+from nestling.memories.frame import Frame, static_level
 
 
-class TitansMemory(ChunkedMemory):
+@state_class
+class TitansState:
+    """One row per sequence."""
+
+    tail: Tensor  # (B, width-1, 3D) last inputs of the convolution
+    memory: KeyValueState
+
+
+class TitansMemory(nn.Module):
     """A memory per head that is written by its own surprise. `y, state = layer(x, state=None, lengths=None)`.
 
         S_t = mu_t S_{t-1} - eta_t grad 1/2 |M_a(k_t) - v_t|^2        a = last token before t's chunk
@@ -25,14 +38,16 @@ class TitansMemory(ChunkedMemory):
         *,
         memory: Literal["mlp", "linear"] = "mlp",
         eta_max: float = 1.0,
-        momentum: float = 0.5,
-        half_life: float = 2048,
+        momentum: float | None = 0.5,
+        half_life: float | None = 2048,
         decay_to: Literal["initial", "zero"] = "initial",
     ) -> None:
         """expansion: hidden width / head width of the MLP memory; eta_max: bound of a chunk's summed write rate;
-        momentum: mu at initialisation; half_life: in tokens, at initialisation; decay_to: where forgetting leads,
-        "zero" is the printed rule, which erases the initial weights too."""
-        super().__init__(
+        momentum: mu at initialisation, None = no momentum; half_life: in tokens, at initialisation, None = nothing is
+        forgotten; decay_to: where forgetting leads, "zero" is the printed rule: it erases the initial weights too."""
+        super().__init__()
+        self.frame = Frame(dim, heads)
+        self.memory = KeyValueMemory(
             dim,
             heads,
             expansion,
@@ -43,3 +58,19 @@ class TitansMemory(ChunkedMemory):
             half_life=half_life,
             decay_to=decay_to,
         )
+
+    def forward(
+        self, x: Tensor, state: TitansState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, TitansState]:
+        """x (B, T, D) -> y (B, T, D) and the state after the real tokens of each row (lengths (B,); None = all).
+
+        The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
+        """
+        q, k, v, tail = self.frame.enter(x, None if state is None else state.tail, lengths)
+        o, memory = self.memory(x, q, k, v, None if state is None else state.memory, lengths)
+        return self.frame.leave(o, x), TitansState(tail, memory)
+
+    def levels(self) -> list[Level]:
+        """The memory, and the projections around it."""
+        level = self.memory.level("memory", beside=self.frame.tail_bytes())
+        return [level, static_level(self, level.parameters)]

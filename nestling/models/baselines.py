@@ -13,6 +13,8 @@ from torch import nn
 
 from ..memories.hebbian import LinearAttention, Retention
 from ..memories.linear import DeltaRule, GatedDeltaRule
+from ..memories.titans import TitansMemory
+from ..memories.ttt import TTTMemory
 from .config import ModelConfig, check_frozen
 from .lm import LanguageModel
 
@@ -37,15 +39,36 @@ def gated_delta_net(c: ModelConfig) -> nn.Module:
     return GatedDeltaRule(c.dim, c.heads, c.chunk_size, expansion=c.expansion)
 
 
+def ttt_linear(c: ModelConfig) -> nn.Module:
+    """Sun et al. 2024: a matrix with a norm, trained on the tokens it reads."""
+    return TTTMemory(c.dim, c.heads, c.expansion, c.chunk_size, memory="linear")
+
+
+def ttt_mlp(c: ModelConfig) -> nn.Module:
+    """The same with an MLP of two layers."""
+    return TTTMemory(c.dim, c.heads, c.expansion, c.chunk_size)
+
+
+def titans_lmm(c: ModelConfig) -> nn.Module:
+    """Behrouz et al. 2024: an MLP written by its surprise, with momentum and forgetting, and no attention."""
+    return TitansMemory(c.dim, c.heads, c.expansion, c.chunk_size)
+
+
 MEMORIES: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "linear-attention": linear_attention,
     "retnet": retnet,
     "delta-net": delta_net,
     "gated-delta-net": gated_delta_net,
+    "ttt-linear": ttt_linear,
+    "ttt-mlp": ttt_mlp,
+    "titans-lmm": titans_lmm,
 }
 PUBLISHED: dict[str, dict[str, Any]] = {  # where a paper's sizes differ from the defaults of ModelConfig
     "retnet": {"expansion": 2},
     "gated-delta-net": {"expansion": 2},
+    "ttt-linear": {"chunk_size": 16},
+    "ttt-mlp": {"chunk_size": 16, "expansion": 4},
+    "titans-lmm": {"chunk_size": 16, "expansion": 2},
 }
 
 

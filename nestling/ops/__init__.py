@@ -10,6 +10,7 @@ from nestling.ops import (
     newton_schulz,
     self_modifying,
     titans,
+    ttt,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "newton_schulz",
     "self_modifying",
     "titans",
+    "ttt",
 ]

@@ -27,6 +27,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "delta_rule": ("reference", "chunk", "triton"),
     "gated_delta_rule": ("reference", "chunk", "triton", "fla"),
     "titans": ("reference", "chunk", "triton"),
+    "ttt": ("reference", "chunk"),
     "self_modifying": ("reference", "chunk", "triton"),
     "cms_update": ("reference", "chunk"),
     "cms_write": ("reference", "chunk", "triton"),
@@ -164,6 +165,14 @@ def titans(
         chunk_size=options.get("chunk_size", 64),
     )
     return _function("titans", chosen.form)(q, k, v, eta, *gates, **options)
+
+
+def ttt(
+    q: Tensor, k: Tensor, v: Tensor, eta: Tensor, *, form: Form = "auto", **options: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A memory with a norm inside, trained on what it reads; arguments and results: ttt.reference."""
+    chosen = choose("ttt", q.shape[1], form, v.device)
+    return _function("ttt", chosen.form)(q, k, v, eta, **options)
 
 
 def self_modifying(

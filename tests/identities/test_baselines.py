@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from nestling.memories import DeltaRule, GatedDeltaRule, LinearAttention, Retention
+from nestling.memories import DeltaRule, GatedDeltaRule, LinearAttention, Retention, TTTMemory
 from nestling.testing import assert_close
 
 DIM, HEADS, T = 16, 2, 11
@@ -83,3 +83,27 @@ def test_gated_delta_net():
     gate = layer.frame.project_gate(x)
     expected = written(*convolved(layer, x), beta, alpha) * gate * gate.sigmoid()
     assert_close(layer(x)[0], layer.frame.project_out(expected), "y")
+
+
+def test_ttt():
+    """Sun et al. 2024 at chunk size 1, where the memory is trained online by autograd: each token one step."""
+    layer, x = TTTMemory(DIM, HEADS, chunk_size=1, memory="linear").double(), stream()
+    past = F.pad(layer.project_qk(x).repeat(1, 1, 2), (0, 0, 3, 0))
+    q, k = sum(layer.conv.weight[j] * past[:, j : j + T] for j in range(4)).chunk(2, -1)
+    eta, gate = layer.gates.linear(x).sigmoid() / 8, F.gelu(layer.project_gate(x), approximate="tanh")
+    expected = torch.zeros(2, T, HEADS, 8, dtype=torch.float64)
+    for b in range(2):
+        for h in range(HEADS):
+            queries, keys, values = (z[b].unflatten(-1, (HEADS, 8))[:, h] for z in (q, k, layer.project_v(x)))
+            W, bias = layer.initial[0][h, :-1].detach(), layer.initial[0][h, -1].detach()
+
+            def f(z, W, bias, h=h):
+                return z + F.layer_norm(z @ W + bias, (8,), layer.memory_scale[h], layer.memory_shift[h], 1e-6)
+
+            for t in range(T):
+                W, bias = W.requires_grad_(), bias.requires_grad_()
+                loss = 0.5 * (f(keys[t], W, bias) - values[t]).square().sum()
+                dW, db = torch.autograd.grad(loss, (W, bias), retain_graph=True)
+                W, bias = (W - eta[b, t, h] * dW).detach(), (bias - eta[b, t, h] * db).detach()
+                expected[b, t, h] = f(queries[t], W, bias).detach()
+    assert_close(layer(x)[0], layer.project_out(layer.norm(expected.flatten(2)) * gate), "y", 1e-9)

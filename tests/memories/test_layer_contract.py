@@ -10,8 +10,8 @@ from nestling.core.state import flatten, nbytes, select_rows, stack_rows, tensor
 from nestling.memories.hebbian import LinearAttention, Retention
 from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule
-from nestling.memories.mlp import TTTMemory
 from nestling.memories.titans import TitansMemory
+from nestling.memories.ttt import TTTMemory
 from nestling.testing import assert_close, assert_trees_close, state_roundtrip
 
 DIM, HEADS, CHUNK = 16, 2, 8
@@ -26,6 +26,7 @@ LAYERS = {
     "titans mlp": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK),
     "titans linear": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK, memory="linear"),
     "hierarchical titans": lambda: HierarchicalTitans(DIM, HEADS, chunk_size=3, global_chunk=CHUNK, shard=11),
+    "titans plain": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK, momentum=None, half_life=None),
     "titans to zero": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK, decay_to="zero"),
 }
 EXACT = ("linear attention", "linear attention, normed", "retention", "delta rule", "gated delta rule")
