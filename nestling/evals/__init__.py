@@ -5,7 +5,8 @@ read_text(model, tokens, learn=True)        # reading.py: loss and writes over a
 forgetting(model, state, windows)           # reading.py: what it cost on the training domain
 frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetting over rates
 continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
-score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed; formal_languages.py
+score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
+LANGUAGES, MAD, MQAR(pairs=8)               # the tasks: formal_languages.py, mad.py, mqar.py
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
@@ -22,6 +23,8 @@ from nestling.evals.frontier import (
     reconfigured,
     settings,
 )
+from nestling.evals.mad import MAD, MADTask
+from nestling.evals.mqar import MQAR
 from nestling.evals.perplexity import (
     ContextLoss,
     Loss,
@@ -48,6 +51,8 @@ from nestling.evals.suite import Examples, Score, Task, score, table
 __all__ = [
     "FORGETTING",
     "LANGUAGES",
+    "MAD",
+    "MQAR",
     "ContextLoss",
     "Continual",
     "Curve",
@@ -56,6 +61,7 @@ __all__ = [
     "Interval",
     "Language",
     "Loss",
+    "MADTask",
     "PerplexityResult",
     "Point",
     "PositionLoss",

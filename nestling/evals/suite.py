@@ -32,6 +32,13 @@ class Examples:
         return Examples(self.tokens[rows], self.targets[rows])
 
 
+def one_length(name: str, lengths: tuple[int, int]) -> int:
+    """The length, for tasks whose examples all have the same. Raises ValueError for a range."""
+    if lengths[0] != lengths[1]:
+        raise ValueError(f"lengths={lengths}: all examples of {name} have one length; give the same number twice")
+    return lengths[0]
+
+
 class Task(Protocol):
     """Makes examples: the same ones for the same arguments."""
 
