@@ -7,6 +7,7 @@
 | DeltaRule, GatedDeltaRule | matrix | L2 regression (with decay) | gradient descent | 1 |
 | TTTMemory | 2-layer MLP or matrix with a norm | L2 regression | gradient descent | chunk |
 | TitansMemory | 2-layer MLP | L2 regression | momentum and forgetting | chunk |
+| MemoryAsContext, MemoryAsGate, MemoryAsLayer | TitansMemory and Attention | both | both | 0, chunk |
 | HierarchicalTitans | two of them, one new in every shard | L2 regression | momentum and forgetting | chunks |
 | SelfModifyingTitans | matrices that make their own keys, values, rates | dot product or L2 | DGD | 1, chunk |
 | ContinuumMemory and its variants | gated MLPs | task loss | inner rules | chosen |
@@ -25,6 +26,8 @@ from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.memories.titans import TitansMemory
+from nestling.memories.titans_context import MemoryAsContext
+from nestling.memories.titans_hybrids import MemoryAsGate, MemoryAsLayer
 from nestling.memories.ttt import TTTMemory
 
 __all__ = [
@@ -36,6 +39,9 @@ __all__ = [
     "IndependentContinuumMemory",
     "InnerRule",
     "LinearAttention",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "NestedContinuumMemory",
     "Retention",
     "SelfModifyingTitans",

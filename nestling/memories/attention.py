@@ -17,10 +17,19 @@ class Attention(nn.Module):
     Args:
         dim: width of the stream. heads: number of heads; dim must be a multiple of it.
         window: a query sees itself and the window - 1 tokens before it; None = all of them.
+        persistent: learned tokens without a position that every query sees besides ([Titans] section 3.3).
         rotary_base: base of the rotary frequencies.
     """
 
-    def __init__(self, dim: int, heads: int, *, window: int | None = None, rotary_base: float = 10_000.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        window: int | None = None,
+        persistent: int = 0,
+        rotary_base: float = 10_000.0,
+    ) -> None:
         super().__init__()
         if dim % heads or (dim // heads) % 2:
             raise ValueError(
@@ -31,6 +40,7 @@ class Attention(nn.Module):
         self.heads, self.window, self.width = heads, window, dim // heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        self.persistent = nn.Parameter(torch.randn(persistent, dim)) if persistent else None
         self.rotary_base = rotary_base
 
     def forward(
@@ -52,7 +62,7 @@ class Attention(nn.Module):
                 raise ValueError(
                     f"x has {tokens} tokens, an open cache takes one per call; use state.closed() for more"
                 )
-            o = state.attend(*(part.transpose(1, 2) for part in (q, k, v)))
+            o = state.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self._always())
             return self.out(o.transpose(1, 2).flatten(2)), state.moved(lengths)
         real = None if lengths is None else torch.arange(tokens, device=x.device) < lengths[:, None]
         slot = positions + 1 if real is None else (positions + 1) * real
@@ -67,17 +77,33 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, slot: Tensor, positions: Tensor, *, plain: bool) -> Tensor:
         """o (B, T, H, d). `plain`: no cache, so that keys stand where their queries do."""
         tokens, slots = q.shape[1], k.shape[1]
-        if plain and (self.window is None or tokens <= self.window):
-            parts = [_sdpa(q, k, v, None)]
-            return parts[0]
+        always = self._always()
+        if always is None and plain and (self.window is None or tokens <= self.window):
+            return _sdpa(q, k, v, None)
         block = tokens if self.window is None else self.window
-        cached, parts = slots - tokens, []
+        cached, parts = slots - tokens, list[Tensor]()
         for a in range(0, tokens, block):
             b = min(a + block, tokens)
             first = 0 if self.window is None or a < self.window else cached + a - self.window + 1
             seen = self._mask(slot[:, first : cached + b], positions[:, a:b])
-            parts.append(_sdpa(q[:, a:b], k[:, first : cached + b], v[:, first : cached + b], seen))
-        return torch.cat(parts, 1)
+            keys, values = k[:, first : cached + b], v[:, first : cached + b]
+            if always is not None:
+                keys, values = _before(always[0], keys), _before(always[1], values)
+                seen = F.pad(seen, (always[0].shape[1], 0), value=True)
+            parts.append(_sdpa(q[:, a:b], keys, values, seen))
+        return torch.cat(parts, 1) if parts else q
+
+    def _always(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (H, N, d) of the persistent tokens."""
+        if self.persistent is None:
+            return None
+        dim = self.heads * self.width
+        k, v = F.linear(self.persistent, self.qkv.weight[dim:]).split(dim, dim=-1)
+        return k.unflatten(-1, (self.heads, -1)).transpose(0, 1), v.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def keys_per_query(self, context: int) -> int:
+        """Keys that a query is compared with when `context` tokens were read."""
+        return min(context, self.window or context) + (0 if self.persistent is None else len(self.persistent))
 
     def _mask(self, slot: Tensor, positions: Tensor) -> Tensor:
         """(B, 1, T, S) bool: which keys a query sees. A padded query sees everything, so that nothing becomes NaN."""
@@ -127,3 +153,8 @@ class Attention(nn.Module):
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+
+
+def _before(always: Tensor, x: Tensor) -> Tensor:
+    """always (H, N, d) in front of every row of x (B, S, H, d)."""
+    return torch.cat([always.transpose(0, 1).expand(len(x), -1, -1, -1).to(x.dtype), x], 1)

@@ -57,8 +57,10 @@ class OpenCache:
     position: Tensor
     window: int | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, always: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Write one key and value per row and read with its query: q, k, v (B, H, 1, d) -> o (B, H, 1, d).
+
+        always: keys and values (H, N, d) that every query sees besides.
 
         A row that does not move its `position` afterwards has read nothing: the next token takes the same place.
         """
@@ -67,9 +69,14 @@ class OpenCache:
         for buffer, new in ((self.k, k), (self.v, v)):
             buffer.scatter_(2, at, new.to(buffer.dtype))
         seen = torch.arange(size, device=q.device) <= self.position[:, None]  # a full ring holds the window and no more
-        return F.scaled_dot_product_attention(
-            q, self.k.to(q.dtype), self.v.to(q.dtype), attn_mask=seen[:, None, None, :]
-        )
+        keys, values = self.k.to(q.dtype), self.v.to(q.dtype)
+        if always is not None:
+            keys, values = (
+                torch.cat([p.to(q.dtype).expand(len(q), -1, -1, -1), x], 2)
+                for p, x in zip(always, (keys, values), strict=True)
+            )
+            seen = F.pad(seen, (always[0].shape[1], 0), value=True)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None, None, :])
 
     def moved(self, lengths: Tensor | None) -> OpenCache:
         """After one token, or `lengths` (B,) of 0 or 1, per row."""

@@ -41,12 +41,14 @@ class TitansMemory(nn.Module):
         momentum: float | None = 0.5,
         half_life: float | None = 2048,
         decay_to: Literal["initial", "zero"] = "initial",
+        gated: bool = True,
     ) -> None:
         """expansion: hidden width / head width of the MLP memory; eta_max: bound of a chunk's summed write rate;
         momentum: mu at initialisation, None = no momentum; half_life: in tokens, at initialisation, None = nothing is
-        forgotten; decay_to: where forgetting leads, "zero" is the printed rule: it erases the initial weights too."""
+        forgotten; decay_to: where forgetting leads, "zero" is the printed rule: it erases the initial weights too;
+        gated: whether the token scales what is read."""
         super().__init__()
-        self.frame = Frame(dim, heads)
+        self.frame = Frame(dim, heads, gated=gated)
         self.memory = KeyValueMemory(
             dim,
             heads,

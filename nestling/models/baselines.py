@@ -14,6 +14,8 @@ from torch import nn
 from ..memories.hebbian import LinearAttention, Retention
 from ..memories.linear import DeltaRule, GatedDeltaRule
 from ..memories.titans import TitansMemory
+from ..memories.titans_context import MemoryAsContext
+from ..memories.titans_hybrids import MemoryAsGate, MemoryAsLayer
 from ..memories.ttt import TTTMemory
 from .config import ModelConfig, check_frozen
 from .lm import LanguageModel
@@ -54,6 +56,21 @@ def titans_lmm(c: ModelConfig) -> nn.Module:
     return TitansMemory(c.dim, c.heads, c.expansion, c.chunk_size)
 
 
+def titans_mag(c: ModelConfig) -> nn.Module:
+    """The same memory as a gate on attention over a window."""
+    return MemoryAsGate(c.dim, c.heads, c.expansion, c.chunk_size, window=c.window)
+
+
+def titans_mal(c: ModelConfig) -> nn.Module:
+    """The same memory as a layer before attention over a window."""
+    return MemoryAsLayer(c.dim, c.heads, c.expansion, c.chunk_size, window=c.window)
+
+
+def titans_mac(c: ModelConfig) -> nn.Module:
+    """The same memory as context: attention inside a segment, beside what the memory recalls about it."""
+    return MemoryAsContext(c.dim, c.heads, c.expansion, c.chunk_size)
+
+
 MEMORIES: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "linear-attention": linear_attention,
     "retnet": retnet,
@@ -62,6 +79,9 @@ MEMORIES: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "ttt-linear": ttt_linear,
     "ttt-mlp": ttt_mlp,
     "titans-lmm": titans_lmm,
+    "titans-mac": titans_mac,
+    "titans-mag": titans_mag,
+    "titans-mal": titans_mal,
 }
 PUBLISHED: dict[str, dict[str, Any]] = {  # where a paper's sizes differ from the defaults of ModelConfig
     "retnet": {"expansion": 2},
@@ -69,6 +89,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # where a paper's sizes differ from th
     "ttt-linear": {"chunk_size": 16},
     "ttt-mlp": {"chunk_size": 16, "expansion": 4},
     "titans-lmm": {"chunk_size": 16, "expansion": 2},
+    "titans-mac": {"expansion": 2},
+    "titans-mag": {"chunk_size": 16, "expansion": 2, "window": 256},
+    "titans-mal": {"chunk_size": 16, "expansion": 2, "window": 256},
 }
 
 

@@ -38,6 +38,10 @@ class Block(nn.Module):
         y, state = self.mixer(self.norm(x), state, lengths)
         return self.channel(x + y)[0], state
 
+    def keys_per_query(self, context: int) -> int:
+        """Keys that attention, if there is any, compares a query with when `context` tokens were read."""
+        return self.mixer.keys_per_query(context) if hasattr(self.mixer, "keys_per_query") else 0
+
     def levels(self) -> list[Level]:
         """The boxes of the block. Where levels write, a state holds the mixer twice: also as the open segment began,
         with the tokens of that segment."""

@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
         if isinstance(module, Block):
             scale = (2 * self.config.depth) ** -0.5
             for name, parameter in module.named_parameters():
-                if name.endswith((".out.weight", ".project_out.weight", ".down.weight")):
+                if name.endswith((".out.weight", ".project_out.weight", ".norm_out.weight", ".down.weight")):
                     with torch.no_grad():
                         parameter.mul_(scale)
 
@@ -203,9 +203,8 @@ class LanguageModel(nn.Module):
     def flops_per_token(self, context: int = 0, *, training: bool = False) -> float:
         """Multiply-adds times two per token: matrices once, attention over `context` cached tokens; training = 3 x."""
         matrices = sum(p.numel() for n, p in self.named_parameters() if p.dim() >= 2 and "embedding" not in n)
-        window = min(context, self.config.window or context)
-        attention = sum(box.period == 0 for box in self.levels())
-        scores = 2 * window * self.config.dim * attention
+        keys = sum(block.keys_per_query(context) for block in self.blocks)  # type: ignore[operator]
+        scores = 2 * keys * self.config.dim
         return 2.0 * (matrices + scores) * (3 if training else 1)
 
     def fingerprint(self) -> str:

@@ -3,7 +3,16 @@
 import torch
 from torch.nn import functional as F
 
-from nestling.memories import DeltaRule, GatedDeltaRule, LinearAttention, Retention, TTTMemory
+from nestling.memories import (
+    DeltaRule,
+    GatedDeltaRule,
+    LinearAttention,
+    MemoryAsContext,
+    MemoryAsGate,
+    MemoryAsLayer,
+    Retention,
+    TTTMemory,
+)
 from nestling.testing import assert_close
 
 DIM, HEADS, T = 16, 2, 11
@@ -107,3 +116,73 @@ def test_ttt():
                 W, bias = (W - eta[b, t, h] * dW).detach(), (bias - eta[b, t, h] * db).detach()
                 expected[b, t, h] = f(queries[t], W, bias).detach()
     assert_close(layer(x)[0], layer.project_out(layer.norm(expected.flatten(2)) * gate), "y", 1e-9)
+
+
+def turned(x, places):
+    """Rotary positions as complex numbers: x (T, K)."""
+    angle = places[:, None] * 10_000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    z = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angle)
+    return torch.cat([z.real, z.imag], -1)
+
+
+def softmax_read(q, keys, values):
+    return (keys @ q * 8**-0.5).softmax(0) @ values
+
+
+def windowed(attention, x, window):
+    """Token by token over the window and the persistent tokens, which are not turned."""
+    out, places = torch.zeros_like(x), torch.arange(T, dtype=torch.float64)
+    fixed = F.linear(attention.persistent, attention.qkv.weight).chunk(3, -1)[1:]
+    for b in range(len(x)):
+        for h in range(HEADS):
+            part = slice(8 * h, 8 * h + 8)
+            q, k, v = (z[:, part] for z in attention.qkv(x[b]).chunk(3, -1))
+            q, k = turned(q, places), turned(k, places)
+            for t in range(T):
+                near = slice(max(0, t - window + 1), t + 1)
+                keys, values = (torch.cat([p[:, part], z[near]]) for p, z in zip(fixed, (k, v), strict=True))
+                out[b, t, part] = softmax_read(q[t], keys, values)
+    return attention.out(out)
+
+
+def normed(x, weight=1.0):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+def test_titans_mag_and_mal():
+    """(26)-(31) of Behrouz et al. 2024; the memory itself is tests/ops/test_titans_op.py."""
+    gate, layer, x = MemoryAsGate(DIM, HEADS, window=5).double(), MemoryAsLayer(DIM, HEADS, window=5).double(), stream()
+    expected = normed(windowed(gate.attention, x, 5)) * normed(gate.memory(x)[0]).sigmoid()
+    assert_close(gate(x)[0], expected, "memory as gate", 1e-9)
+    h = layer.memory(x)[0]
+    assert_close(layer(x)[0], h + windowed(layer.attention, normed(x + h), 5), "memory as layer", 1e-9)
+
+
+def test_titans_mac():
+    """(21)-(25) of Behrouz et al. 2024, segments of 4, token by token."""
+    layer, x = MemoryAsContext(DIM, HEADS, chunk_size=4).double(), stream()[:1]
+    fixed, state, outputs = layer.project_kv(layer.persistent).chunk(2, -1), None, []
+    for t in range(T):
+        first = t - t % 4
+        if t == first:
+            moved = [0.0, 0.0] if state is None else state.anchor
+            W2, W1 = (w + d for w, d in zip(layer.memory.initial, moved, strict=True))
+            z = heads(layer.project_recall(x))
+            z = z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+            recalled = normed(joined(z + F.silu(z @ W2) @ W1))
+        y = torch.zeros(1, DIM, dtype=torch.float64)
+        for h in range(HEADS):
+            part, seen = slice(8 * h, 8 * h + 8), slice(first, t + 1)
+            places = torch.arange(t + 1 - first, dtype=torch.float64)
+            q = turned(layer.project_q(x[0, t : t + 1])[:, part], places[-1:])[0]
+            keys, values = [fixed[0][:, part]], [fixed[1][:, part]]
+            for source in (recalled, x):
+                k, v = layer.project_kv(source[0, seen]).chunk(2, -1)
+                keys.append(turned(k[:, part], places))
+                values.append(v[:, part])
+            y[0, part] = softmax_read(q, torch.cat(keys), torch.cat(values))
+        y = normed(layer.out(y))[:, None]
+        queries, k, v, tail = layer.frame.enter(y, None if t == 0 else tail, None)
+        o, state = layer.memory(y, queries, k, v, state)
+        outputs.append(y * normed(layer.frame.leave(o, x)).sigmoid())
+    assert_close(layer(x)[0], torch.cat(outputs, 1), "y", 1e-9)

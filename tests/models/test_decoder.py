@@ -17,6 +17,7 @@ MODELS = {
     "transformer": ("transformer", {}),
     "transformer, window": ("transformer", {"window": 5}),
     "transformer, window 1": ("transformer", {"window": 1}),
+    "titans-mag, window": ("titans-mag", {"window": 5}),
     "hope-attention": ("hope-attention", FAST),
     "hope-attention, window": ("hope-attention", {**FAST, "window": 6}),
     "hope": ("hope", FAST),
