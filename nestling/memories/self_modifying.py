@@ -53,19 +53,23 @@ class SelfModifyingTitans(nn.Module):
         adaptive_q: bool = False,
         half_life: float = 2048,
         generator_rate: float = 0.1,
+        convolution: ShortConvolution | None = None,
     ) -> None:
         """expansion: memory hidden width / head width; half_life: of the read memory at initialisation, in tokens;
-        generator_rate: how fast the memories that generate k, v, eta, alpha (, q) start, relative to the read one."""
+        generator_rate: how fast the memories that generate k, v, eta, alpha (, q) start, relative to the read one;
+        convolution: in front of z and q, None = width 4 with SiLU (state tracking wants ShortConvolution(dim, 1))."""
         super().__init__()
         _check(dim, heads, expansion, chunk_size, memory, half_life, generator_rate)
         self.dim, self.heads, self.chunk_size, self.memory = dim, heads, chunk_size, memory
+        if convolution is not None and convolution.dim != dim:
+            raise ValueError(f"convolution has dim={convolution.dim}, the layer {dim}; give both the same")
         self.rule = rule if rule is not None else default_rule(memory)
         self.names = memory_names(6 if adaptive_q else 5)
         width = dim // heads
         hidden = round(expansion * width) if memory != "linear" else width
         M = len(self.names)
 
-        self.conv = ShortConvolution(dim)
+        self.conv = ShortConvolution(dim) if convolution is None else convolution
         self.project_z = nn.Linear(dim, dim, bias=False)  # mixes the heads before their memories part
         self.project_q = None if adaptive_q else nn.Linear(dim, dim, bias=False)
         self.project_gate = nn.Linear(dim, dim, bias=False)

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from nestling.core.state import detach, flatten, nbytes, replace, select_rows, stack_rows, tensors, unflatten
+from nestling.memories.projections import ShortConvolution
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.ops import dispatch
 from nestling.ops.self_modifying import Rule, reference
@@ -257,6 +258,19 @@ def test_forward_changes_no_attribute():
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SelfModifyingTitans(16, **options)
+
+
+def test_a_convolution_can_be_given_and_one_token_wide_it_carries_nothing():
+    memory = SelfModifyingTitans(16, 2, chunk_size=4, convolution=ShortConvolution(16, 1, activation=False)).double()
+    x = sequence()
+    whole, want = memory(x)
+    first, state = memory(x[:, :5])
+    rest, state = memory(x[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=1e-10, atol=1e-12)
+    assert_states_equal(state, want)
+    assert state.tail.numel() == 0 and sum(p.numel() for p in memory.conv.parameters()) == 16
+    with pytest.raises(ValueError, match="convolution has dim=8"):
+        SelfModifyingTitans(16, 2, convolution=ShortConvolution(8))
 
 
 def test_wrong_width_is_refused():
