@@ -10,13 +10,15 @@ file of results/optimizer_damage. About 15 CPU minutes on one thread, in cells u
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from nestling.evals.statistics import Interval, interval, paired, verdict
@@ -25,6 +27,7 @@ from recipes import damages
 from recipes.cells import Cell, cell, rounded, write_result
 from recipes.optimizer_zoo import ZOO
 from recipes.sweeps import climb
+from recipes.task_streams import step_on
 from recipes.vision_tasks import CLASSES, MLP, Images, batches, load, measure, split
 
 RUNS, RESULTS = Path("runs/optimizer_damage"), "optimizer_damage"
@@ -85,7 +88,7 @@ def train(name: str, rate: float, kind: str, amount: float, images: Images, seed
     optimizer, shape = ZOO[name].make(model, rate), schedules.warmup_cosine(WARMUP, STEPS)
     for step, rows in zip(range(steps), order(images, kind, amount, seed), strict=False):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images.pixels[rows]), images.labels[rows])
+        loss = loss_on(images.take(rows), model)
         if not loss.isfinite():
             break
         loss.backward()
@@ -122,6 +125,24 @@ class Runs:
         return {"rate": rate, "accuracy by rate": found}
 
 
+def loss_on(batch: Images, model: nn.Module) -> Tensor:
+    return F.cross_entropy(model(batch.pixels), batch.labels)
+
+
+def milliseconds(images: Images, rounds: int = 40) -> dict[str, float]:
+    """Median CPU time of a clean step of each optimizer, who take turns in one process."""
+    models = {name: MLP() for name in ZOO}
+    optimizers = {name: ZOO[name].make(model, ZOO[name].default / 30) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in ZOO}
+    for rows in batches(len(images), BATCH, rounds, 0):
+        batch = images.take(rows)
+        for name, model in models.items():
+            began = time.process_time()
+            step_on(partial(loss_on, batch), model, optimizers[name], 1.0)
+            taken[name].append(1000 * (time.process_time() - began))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
 def compare(accuracies: dict[str, list[float]]) -> Cell:
     """Each optimizer's interval, and its paired differences to the baselines by the decision rule."""
     made: Cell = {}
@@ -142,7 +163,8 @@ def bounds(found: Interval) -> list[float | None]:
 def run(folder: str | None) -> Path:
     """Sweep, then measure; one result file."""
     torch.set_num_threads(1)
-    runs, metrics = Runs(folder), {"rates": {}, "accuracy": {}}
+    runs = Runs(folder)
+    metrics: Cell = {"rates": {}, "accuracy": {}}
     for kind in AMOUNTS:
         metrics["rates"][kind] = {name: runs.sweep(name, kind) for name in ZOO}
     for kind, amounts in AMOUNTS.items():
@@ -156,6 +178,7 @@ def run(folder: str | None) -> Path:
         if damaged:
             means = {name: [sum(v) / len(v) for v in zip(*(d[name] for d in damaged), strict=True)] for name in ZOO}
             metrics["accuracy"][kind]["mean of the damaged"] = compare(means)
+    metrics["milliseconds of a step"] = milliseconds(runs.load("test"))
     config = {"samples": SAMPLES, "steps": STEPS, "batch": BATCH, "warm-up": WARMUP, "then": "cosine to a tenth"}
     config |= {"model": "MLP 784-128-128-10", "data": "Fashion-MNIST", "weight decay": 0, "units": UNITS}
     config |= {"seed of the sweep": SWEEP_SEED}
