@@ -2,9 +2,9 @@
 
 Permuted and split MNIST (five tasks, an MLP) and three texts (Shakespeare, Wikipedia, a novel; a small Transformer),
 at a constant rate after one warm-up, without anything that guards old tasks: the optimizer alone. The rate is chosen
-on a seed that is not reported and on held-out data that are not reported: by the average over all tasks at the end,
-and where old tasks suffer most also by what is learned of each task in its turn. `--figure` draws docs/figures/optimizer_continual.png from the
-newest file of results/optimizer_continual. About 15 CPU minutes, in cells under runs/optimizer_continual.
+on a seed and on held-out data that are not reported: by the average over all tasks at the end, and in some readings
+also by what is learned of each task in its turn. `--figure` draws docs/figures/optimizer_continual.png from the newest
+file of results/optimizer_continual. About 15 CPU minutes, in cells under runs/optimizer_continual.
 """
 
 from __future__ import annotations
