@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -52,9 +53,11 @@ def write_result(
 
 
 def rounded(tree: Any) -> Any:
-    """Numbers with five digits: files that can be read and compared."""
+    """Numbers with five digits, None for what is no finite number: files that can be read and compared."""
     if isinstance(tree, dict):
         return {k: rounded(v) for k, v in tree.items()}
     if isinstance(tree, list):
         return [rounded(v) for v in tree]
-    return float(f"{tree:.5g}") if isinstance(tree, float) else tree
+    if isinstance(tree, float):
+        return float(f"{tree:.5g}") if math.isfinite(tree) else None
+    return tree

@@ -53,7 +53,12 @@ def damage() -> Path:
 def continual() -> Path:
     """For each stream and choice of the rate: the average at the end, what was learned, and forgetting."""
     metrics = newest("optimizer_continual")["metrics"]
-    panels = [(f"{where}\n{what}", made) for where, by in metrics.items() for what, made in by.items()]
+    panels = [
+        (f"{where}\n{reading}, {choice}", found)
+        for where, by_choice in metrics.items()
+        for choice, made in by_choice.items()
+        for reading, found in made["by reading"].items()
+    ]
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(13, 8), dpi=80, squeeze=False)
     for ax, (title, made) in zip(axes.flat, panels, strict=False):
         for n, (name, found) in enumerate(made["optimizers"].items()):

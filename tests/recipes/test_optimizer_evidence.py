@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from recipes import optimizer_continual
+from recipes.cells import rounded
 from recipes.optimizer_damage import AMOUNTS, NOISE, ORDER, UNITS, compare, train
 from recipes.optimizer_zoo import ZOO
-from recipes.vision_tasks import Images
+from recipes.task_streams import split_classes
+from recipes.vision_tasks import MLP, Images
 
 
 def images() -> Images:
@@ -65,3 +69,24 @@ def test_less_forgetting_is_better_and_divergence_is_worst() -> None:
     assert (made["forgetting"]["verdict"], made["average"]["verdict"]) == ("better", "no difference shown")
     text = streams["three texts"]
     assert text.goodness(2.0) > text.goodness(3.0) > text.goodness(math.nan) == -math.inf
+
+
+def test_a_stream_is_swept_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("AdamW", "Muon")
+    monkeypatch.setattr(optimizer_continual, "RUNS", tmp_path)
+    monkeypatch.setattr(optimizer_continual, "ENTRIES", {name: ZOO[name] for name in names})
+    monkeypatch.setattr(optimizer_continual, "PAIRS", [names[::-1]])
+    stream = optimizer_continual.Stream(
+        lambda seed, sweep: split_classes(images(), images(), 2, 20, 2, seed), lambda: MLP(8), 2, 2, ()
+    )
+    swept = {name: optimizer_continual.chosen("s", stream, name, ("all classes", "learned")) for name in names}
+    for found in swept.values():
+        best = max(made["all classes"]["learned"] for made in found["by rate"].values())
+        assert found["by rate"][f"{found['rate']:.3g}"]["all classes"]["learned"] == best
+    made = optimizer_continual.measured("s", stream, {name: found["rate"] for name, found in swept.items()})
+    assert set(made) == {"all classes", "the task's classes"}
+    muon = made["all classes"]["optimizers"]["Muon"]
+    assert len(muon["matrix"]) == len(muon["seeds"]["average"]) == 2
+    assert muon["intervals"]["average"][0] == pytest.approx(sum(muon["matrix"][1]) / 2)
+    assert json.loads(json.dumps(rounded(made), allow_nan=False)) == rounded(made)
+    assert rounded([math.nan, 0.123456789]) == [None, 0.12346]
