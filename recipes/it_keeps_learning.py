@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nestling.data import bundled_text, held_out_windows
-from nestling.evals.frontier import Setting, frontier, settings
+from nestling.evals.frontier import Point, Setting, chosen_rate, frontier, settings
 from nestling.evals.reading import read_text
 from nestling.evals.statistics import interval, paired
 from nestling.models import LanguageModel, from_config
@@ -66,9 +66,9 @@ def curve_cell(
     return cell(RUNS, f"{run}-{text}-{setting.name.replace(' ', '_')}", work)
 
 
-def chosen_rate(curve: Cell) -> float:
-    """The largest rate of the grid that forgets less than ALLOWED percent."""
-    return max((p["rate"] for p in curve["points"] if p["forgetting"] < ALLOWED), default=min(GRID))
+def points_of(curve: Cell) -> list[Point]:
+    """The points of a saved curve."""
+    return [Point(**p) for p in curve["points"]]
 
 
 def at_rate(curve: Cell, rate: float) -> Cell:
@@ -92,7 +92,8 @@ def report(steps: int, seeds: int, depth: int, names: Sequence[str], rates: dict
     metrics["transformer"] = [baseline(steps, rates["transformer"], seed, depth) for seed in range(seeds)]
     for name in names:
         lr = rates[name]
-        pick = chosen_rate(curve_cell(name, steps, lr, 0, depth, THREE, CHOOSING, BYTES // 2))
+        choosing = curve_cell(name, steps, lr, 0, depth, THREE, CHOOSING, BYTES // 2)
+        pick = chosen_rate([points_of(choosing)], ALLOWED)
         curves = {
             s.name: [curve_cell(name, steps, lr, seed, depth, s, TEXT, BYTES) for seed in range(seeds)]
             for s in (THREE, ONE, CONTROL)

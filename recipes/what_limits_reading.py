@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nestling.evals.frontier import Setting, frontier, reconfigured
+from nestling.evals.frontier import Setting, chosen_rate, frontier, reconfigured
 from nestling.evals.statistics import interval, paired
 from recipes import it_keeps_learning as reading
 from recipes import it_learns
@@ -64,21 +64,15 @@ def curve(label: str, seed: int, text: str) -> Cell:
     return cell(RUNS, f"{label.replace(' ', '_')}-{seed}-{text}", work)
 
 
-def chosen_rate(label: str) -> float:
+def rate_of(label: str) -> float:
     """The largest rate that forgets less than LIMIT on average over the seeds and the other novels."""
     curves = [curve(label, seed, text) for seed in SEEDS for text in CHOOSING]
-
-    def forgetting(rate: float) -> float:
-        points = [next((p for p in c["points"] if p["rate"] == rate), None) for c in curves]
-        return sum(p["forgetting"] if p else float("inf") for p in points) / len(points)
-
-    allowed = [rate for rate in VARIANTS[label].rates if forgetting(rate) < LIMIT]
-    return max(allowed, default=min(VARIANTS[label].rates))
+    return chosen_rate([reading.points_of(c) for c in curves], LIMIT)
 
 
 def at_chosen_rate(label: str, curves: list[Cell]) -> Cell:
     """What a rate that was chosen beforehand gives, and what it was chosen by."""
-    rate = chosen_rate(label)
+    rate = rate_of(label)
     points = [reading.at_rate(c, rate) for c in curves]
     made: Cell = {"chosen rate": rate} | {w: vars(interval([p[w] for p in points])) for w in ("gain", "forgetting")}
     for what in ("gain", "forgetting"):

@@ -4,6 +4,7 @@ perplexity(model, windows)                  # perplexity.py: loss by position an
 read_text(model, tokens, learn=True)        # reading.py: loss and writes over a text, state carried
 forgetting(model, state, windows)           # reading.py: what it cost on the training domain
 frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetting over rates
+chosen_rate(curves, limit)                  # frontier.py: the rate that is safe on texts other than the reported one
 continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks: formal_languages.py, mad.py, mqar.py
@@ -17,6 +18,7 @@ from nestling.evals.frontier import (
     Curve,
     Point,
     Setting,
+    chosen_rate,
     differences_over_seeds,
     frontier,
     gains_over_seeds,
@@ -72,6 +74,7 @@ __all__ = [
     "Task",
     "Writes",
     "bits_per_byte",
+    "chosen_rate",
     "continual",
     "differences_over_seeds",
     "domain_loss",

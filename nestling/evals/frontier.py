@@ -148,6 +148,22 @@ def frontier(
     return Curve(setting=setting, points=tuple(points), frozen=frozen.nats(0.5), domain=domain)
 
 
+def chosen_rate(curves: Sequence[Sequence[Point]], limit: float) -> float:
+    """The largest rate that all curves have whose mean forgetting over the curves stays below `limit` percent.
+
+    Choose on texts other than the one that will be reported. Raises ValueError where no rate of the grid is so safe.
+    """
+    shared = set.intersection(*({p.rate for p in points} for points in curves)) if curves else set()
+
+    def lost(rate: float) -> float:
+        return sum(p.forgetting for points in curves for p in points if p.rate == rate) / len(curves)
+
+    safe = [rate for rate in shared if lost(rate) < limit]
+    if not safe:
+        raise ValueError(f"limit={limit}: every rate of {sorted(shared)} forgets more on average; add smaller rates")
+    return max(safe)
+
+
 def gains_over_seeds(curves: Sequence[Curve], percent: float) -> Interval | None:
     """Gain at a forgetting of `percent` over the models of several seeds; None unless every curve reaches it."""
     gains = [gain for curve in curves if (gain := curve.gain_at(percent)) is not None]

@@ -10,6 +10,7 @@ from nestling.evals import (
     Curve,
     Point,
     Setting,
+    chosen_rate,
     differences_over_seeds,
     frontier,
     gains_over_seeds,
@@ -123,3 +124,14 @@ def test_a_changed_kappa_brings_its_own_metric() -> None:
     for name, metric in metrics.items():
         assert torch.equal(metric, again.get_buffer(name)), name
         assert not torch.equal(metric, calibrated.get_buffer(name)), name
+
+
+def test_the_chosen_rate_is_the_largest_that_is_safe_on_average() -> None:
+    a, b = (
+        curve((0.2, 4.0), (1.2, 6.0), (3.0, 7.0)),
+        curve((0.3, 4.0), (0.6, 5.0)),
+    )  # b stopped early: rates 1 and 2 only
+    assert chosen_rate([a.points, b.points], 1.0) == 2.0  # (1.2 + 0.6) / 2 < 1
+    assert chosen_rate([a.points, b.points], 0.8) == 1.0
+    with pytest.raises(ValueError, match="add smaller rates"):
+        chosen_rate([a.points, b.points], 0.1)
