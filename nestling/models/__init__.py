@@ -7,8 +7,9 @@ from .generate import Generation
 from .hope import Hope
 from .hope_attention import HopeAttention
 from .learning_decoder import LearningDecoder
-from .lm import LanguageModel, Output
+from .lm import LanguageModel
 from .presets import MODELS, NAMES, PRESETS, build, config_of, count, from_config, matched
+from .reading_model import Output, ReadingModel
 from .state import Segment, State
 from .state_file import load_state, save_state
 from .transformer import Transformer
@@ -26,6 +27,7 @@ __all__ = [
     "LearningDecoder",
     "ModelConfig",
     "Output",
+    "ReadingModel",
     "Segment",
     "State",
     "Transformer",

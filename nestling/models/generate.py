@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ..memories.continuum import continuum_levels
-from .decoder import Decoder
-from .learning_decoder import LearningDecoder
 
 if TYPE_CHECKING:
-    from .lm import LanguageModel
+    from .reading_model import ReadingModel
     from .state import State
 
 _ROOM = 1_024  # tokens that caches are opened for at most, before it is known whether so many will come
+
+
+class Decodes(Protocol):
+    """Continues the sequences of a state token by token."""
+
+    def step(self, tokens: Tensor, active: Tensor | None = None) -> Tensor:
+        """Read one token per (active) row, tokens (B,), and return the logits (B, V) of the next."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """The state after all tokens so far."""
+        ...
 
 
 class Generation:
@@ -32,7 +43,7 @@ class Generation:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ReadingModel,
         tokens: Tensor,
         max_new_tokens: int,
         state: State | None = None,
@@ -57,7 +68,7 @@ class Generation:
             raise ValueError(f"max_new_tokens={max_new_tokens} must be >= 0")
         self.model, self.tokens, self.count = model, tokens, max_new_tokens
         self._state = state
-        self._decoder: Decoder | LearningDecoder | None = None
+        self._decoder: Decodes | None = None
         self.temperature, self.top_k, self.top_p, self.eos, self.generator = temperature, top_k, top_p, eos, generator
         self.learn_prompt, self.learn_output = learn_prompt, learn_output
         self._steps = self._run()
@@ -79,8 +90,7 @@ class Generation:
         with torch.no_grad():
             out = self.model(self.tokens, self._state, learn=self.learn_prompt)
         learns = self.learn_output and bool(continuum_levels(self.model))
-        kind = LearningDecoder if learns else Decoder
-        self._decoder = kind(self.model, out.state, room=min(self.count, _ROOM))
+        self._decoder = self.model.decoder(out.state, room=min(self.count, _ROOM), learn=learns)
         logits = out.logits[:, -1]
         active = None if self.eos is None else torch.ones_like(self.tokens[:, 0], dtype=torch.bool)
         for _ in range(self.count):

@@ -34,7 +34,7 @@ from .replay import replayed
 from .state import Carried, Segment
 
 if TYPE_CHECKING:
-    from .lm import LanguageModel
+    from .reading_model import ReadingModel
 
 UNKNOWN = -1  # the next token has not arrived
 NONE = -2  # the caller says that there is no target here
@@ -63,7 +63,7 @@ class Reader:
     """Carries a state through a text. Collects logits, or the loss and (first-order, segment-wise) its gradients.
 
     Args:
-        model: a LanguageModel. learn: whether CMS levels observe and write.
+        model: a ReadingModel. learn: whether CMS levels observe and write.
         logits: keep the logits. score: keep the loss.
         parameters: gradients of the loss w.r.t. these are taken piece by piece as soon as nothing later can depend
             on a piece ("immediate"); empty = the loss keeps its graph.
@@ -71,7 +71,7 @@ class Reader:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ReadingModel,
         text: Text,
         *,
         learn: bool,
@@ -103,7 +103,7 @@ class Reader:
         if carried is None:
             none_read = torch.zeros(rows, dtype=torch.long, device=device)
             fast = initial_state(self.levels, rows, device)
-            carried = Carried([None] * len(self.model.blocks), fast, None, none_read)
+            carried = Carried([None] * self.model.contexts, fast, None, none_read)
         column, end = 0, int(self.text.lengths.max()) if rows else 0
         while column < end:
             carried = self._settle(carried, column)
@@ -314,7 +314,7 @@ class Reader:
     def _score(self, hidden: Tensor, targets: Tensor, *, needed: bool) -> Tensor:
         """Sum of the token losses; the logits are kept on the way if they are wanted."""
         if self.want_logits:
-            logits = self.model.head(hidden)
+            logits = self.model.to_logits(hidden)
             self.logits.append(logits if self.outer else logits.detach())
             if not (needed or self.want_score):
                 return hidden.new_zeros(())

@@ -14,7 +14,7 @@ from ..core.state import Tree, state_class
 from ..memories.continuum import FastState, Observation
 
 if TYPE_CHECKING:
-    from .lm import LanguageModel
+    from .reading_model import ReadingModel
 
 
 @state_class
@@ -55,13 +55,13 @@ class State:
     `nestling.save_state` and `nestling.load_state`.
     """
 
-    def __init__(self, tree: Carried, model: LanguageModel | None = None, fingerprint: str | None = None) -> None:
+    def __init__(self, tree: Carried, model: ReadingModel | None = None, fingerprint: str | None = None) -> None:
         self.tree = tree
         self.fingerprint = fingerprint
         self._model = None if model is None else weakref.ref(model)
 
     @property
-    def model(self) -> LanguageModel | None:
+    def model(self) -> ReadingModel | None:
         """The model that made it, while that lives; None for a state from a file."""
         return None if self._model is None else self._model()
 

@@ -7,6 +7,7 @@ the task loss sends back to their outputs, its rule an `InnerRule`, its clock th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +93,8 @@ class ContinuumLevel(nn.Module):
         """False for a frozen level."""
         return math.isfinite(self.period)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        return self.body(x, *more, **options)
 
     def initial_state(self, rows: int, device: torch.device) -> LevelState:
         """The state before the first token: nothing written, all clocks at zero."""
