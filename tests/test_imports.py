@@ -29,11 +29,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evals": {"core", "data", "models", "version"},
     "bench": {"core", "memories", "models", "ops", "optim", "testing"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
-    "cli": {"bench", "core", "data", "demo", "evals", "introspect", "models", "train", "version"},
+    "hf": {"core", "memories", "models", "version"},
+    "cli": {"bench", "core", "data", "demo", "evals", "hf", "introspect", "models", "train", "version"},
 }
 TOP = {"__init__", "__main__"}  # join everything
 NEEDED = {"torch", "numpy", "safetensors"}
 ONLY_TORCH = {"core", "ops", "optim", "memories"}
+WHOLE = {"hf": {"transformers"}}  # folders that exist for a package, which may load it at once
 SHARED = {"alignment", "chunks", "delta_chunks", "groups", "walk"}  # modules of ops that every op may import
 OPTIONAL = {"matplotlib", "tensorboard", "tokenizers"}  # inside functions
 KERNELS = {"fla", "triton"}  # in files whose names start so, which dispatch loads when it chooses them
@@ -97,11 +99,11 @@ def violations(path: Path, source: str) -> list[str]:
         elif root in KERNELS:
             if not path.name.startswith(root):
                 wrong.append(f"{say}: {root} stays in files named {root}*.py")
-        elif node in first and root not in sys.stdlib_module_names | NEEDED:
+        elif node in first and root not in sys.stdlib_module_names | NEEDED | WHOLE.get(here, set()):
             wrong.append(f"{say} at module level: import it where it is used")
         elif here in ONLY_TORCH and root not in sys.stdlib_module_names | {"torch", "jaxtyping"}:
             wrong.append(f"{say}: {here} needs torch alone")
-        elif root not in sys.stdlib_module_names | NEEDED | OPTIONAL | {"jaxtyping"}:
+        elif root not in sys.stdlib_module_names | NEEDED | OPTIONAL | {"jaxtyping"} | WHOLE.get(here, set()):
             wrong.append(f"{say}: not a dependency of ours")
     return wrong
 
@@ -127,6 +129,9 @@ def test_module_follows_the_rules(path: Path) -> None:
         ("ops/titans/chunk.py", "def f():\n    import triton"),
         ("ops/titans/triton.py", "import fla"),
         ("train/loop.py", "def f():\n    import pandas"),
+        ("models/lm.py", "import transformers"),
+        ("evals/read.py", "def f():\n    import transformers"),
+        ("hf/convert.py", "from nestling.train import load_run"),
     ],
 )
 def test_the_rules_catch(where: str, source: str) -> None:
@@ -139,8 +144,9 @@ def test_imports_point_downward() -> None:
     assert {folder(path) for path in MODULES} - TOP <= set(order)
 
 
-def kernel(module: str) -> bool:
-    return module.rpartition(".")[2].startswith(tuple(KERNELS))
+def whole(module: str) -> bool:
+    """Whether a module is there for an optional package: a kernel, or a folder of `WHOLE`."""
+    return module.rpartition(".")[2].startswith(tuple(KERNELS)) or module.split(".")[1] in WHOLE
 
 
 def in_a_fresh_process(code: str) -> str:
@@ -153,7 +159,11 @@ def in_a_fresh_process(code: str) -> str:
 
 def test_every_module_loads_without_the_optional_packages() -> None:
     names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in MODULES]
-    names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__") and not kernel(name)]
+    names = [
+        name.removesuffix(".__init__")
+        for name in names
+        if not name.endswith("__main__") and not (name != "nestling" and whole(name))
+    ]
     load = f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n"
     printed = in_a_fresh_process(load + "print('all')")
     assert printed == "all\n"

@@ -14,7 +14,7 @@ from .learn import (
     tokens_to_write,
 )
 from .level import ContinuumLevel, LevelState, Observation
-from .linear import FastLinear, Reading, checkpointed, reading
+from .linear import FastLinear, Reading, checkpointed, reading, untaped
 from .matrix import FastMatrix
 from .memory import (
     ContinuumMemory,
@@ -57,4 +57,5 @@ __all__ = [
     "once",
     "reading",
     "tokens_to_write",
+    "untaped",
 ]

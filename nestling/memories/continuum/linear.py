@@ -69,6 +69,17 @@ def reading(now: Reading) -> Iterator[Reading]:
         _ACTIVE.reset(token)
 
 
+@contextmanager
+def untaped() -> Iterator[None]:
+    """Go on in the same reading without recording: what is read inside teaches nothing."""
+    now = _ACTIVE.get()
+    token = _ACTIVE.set(None if now is None else replace(now, tape=None))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
 def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     """Activation checkpointing that knows fast weights: function(*args), computed again in the backward pass.
 
@@ -93,8 +104,19 @@ class FastLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False, metric: bool = False) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self.register_buffer("inner_keys", torch.zeros(in_features, in_features) if metric else None)
-        self.register_buffer("inner_metric", torch.eye(in_features) if metric else None)
+        self.register_buffer("inner_keys", None)
+        self.register_buffer("inner_metric", None)
+        if metric:
+            self.keep_old_keys()
+
+    def adopt(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Become the linear map with these parameters, which stay the same objects; nothing is initialised."""
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.register_parameter("weight", weight)  # type: ignore[arg-type]
+        self.register_parameter("bias", bias)  # type: ignore[arg-type]
+        self.register_buffer("inner_keys", None)
+        self.register_buffer("inner_metric", None)
 
     def forward(self, x: Tensor) -> Tensor:
         now = _ACTIVE.get()
@@ -107,6 +129,12 @@ class FastLinear(nn.Linear):
             z = self._read(rows, self._delta(now, len(rows)), now.tape)
         z = z if self.bias is None else z + self.bias
         return z.view(*x.shape[:-1], -1)
+
+    def keep_old_keys(self) -> None:
+        """Make room for statistics of old inputs, neutral until `remember` is called."""
+        device = self.weight.device
+        self.inner_keys = torch.zeros(self.in_features, self.in_features, device=device)
+        self.inner_metric = torch.eye(self.in_features, device=device)
 
     def _delta(self, now: Reading, rows: int) -> FastMatrix | None:
         """What each sequence adds to the weight; None = nothing yet."""
