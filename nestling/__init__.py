@@ -7,6 +7,7 @@ follow from it, and are loaded when first used:
     ops        the arithmetic: each recurrence as the loop that is its equation, and in parallel form
     memories   memories of tokens: attention, linear, Titans, self-modifying Titans, continuum memory
     models     memories stacked by period: Transformer++, Hope-Attention, Hope
+    hf         the same for pretrained models of transformers, which `import nestling` does not load
     data, train, evals, introspect, cli, demo
 """
 
@@ -26,6 +27,7 @@ FOLDERS = (
     "data",
     "demo",
     "evals",
+    "hf",
     "introspect",
     "memories",
     "models",

@@ -1,0 +1,95 @@
+"""convert_to_cms: a pretrained language model's own MLPs become levels, each with a period (paper, section 7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..memories.continuum import DIRECTIONS, InnerRule, check_periods
+from .converted import RULE_FIELDS, ConvertedConfig, ConvertedForCausalLM
+from .mlps import check_family, find_mlps, probe
+
+CONTEXT = 1024  # tokens of context where the model would allow for more: what a reading keeps in memory
+RATE = 0.01  # of the fastest level; every next one writes half as much
+
+
+def convert_to_cms(
+    model: PreTrainedModel,
+    periods: Sequence[float],
+    *,
+    assign: str | Sequence[int] = "layers",
+    rates: float | Sequence[float] | None = None,
+    target_modules: str | Sequence[str] | None = None,
+    rule: InnerRule | None = None,
+    context: int | None = None,
+) -> ConvertedForCausalLM:
+    """Make levels of the MLPs of a pretrained causal language model. Its function is the same until a level writes.
+
+    The model is taken over: its MLPs are wrapped where they are, and its parameters are those of the result.
+
+    Args:
+        model: any decoder of transformers whose layers are attention and a dense MLP, parallel or not.
+        periods: tokens between two writes, fast to slow; inf = never.
+        assign: "layers" = contiguous groups of layers, the slow levels in the early layers; or for every MLP, first
+            layer first, the index of its period.
+        rates: one, or one per period, in units of the weights (see `InnerRule`); None = half as much per slower level.
+        target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
+        rule: everything else about a write; its rate is not used. None = the default rule.
+        context: tokens of context at most; None = what the model was made for, at most 1,024.
+    Raises ValueError for families that cannot be converted, naming them, and for values that do not fit together.
+    """
+    check_periods(periods)
+    check_family(model)
+    modules = find_mlps(model, target_modules)
+    rule = InnerRule() if rule is None else rule
+    direction = next((name for name, made in DIRECTIONS.items() if made == rule.direction), None)
+    if direction is None:
+        raise ValueError(f"rule: direction {rule.direction} cannot be saved by name; use one of {list(DIRECTIONS)}")
+    config = ConvertedConfig(
+        pretrained=model.config.to_dict(),
+        modules=modules,
+        assignment=assignment_of(assign, len(modules), len(periods)),
+        periods=[period if period != float("inf") else "inf" for period in periods],
+        rates=rates_of(rates, len(periods)),
+        rule={"direction": direction, **{name: getattr(rule, name) for name in RULE_FIELDS}},
+        context=context_of(context, model.config.get_text_config()),
+        dtype=model.dtype,
+    )
+    probe(model, modules)
+    return ConvertedForCausalLM(config, model).train(model.training)
+
+
+def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> list[int]:
+    """For every MLP the index of its period."""
+    if assign == "layers":
+        if modules < periods:
+            raise ValueError(f"periods: {periods} of them, but the model has {modules} MLPs; use at most {modules}")
+        return [periods - 1 - i * periods // modules for i in range(modules)]
+    if isinstance(assign, str):
+        raise ValueError(f'assign={assign!r} is unknown; use "layers", or the index of a period for every MLP')
+    chosen = list(assign)
+    if len(chosen) != modules or not all(0 <= i < periods for i in chosen):
+        raise ValueError(f"assign={chosen}: give {modules} indices, one per MLP, each from 0 to {periods - 1}")
+    return chosen
+
+
+def rates_of(rates: float | Sequence[float] | None, periods: int) -> list[float]:
+    """One rate per period, fast to slow."""
+    if rates is None:
+        return [RATE * 0.5**i for i in range(periods)]
+    chosen = [float(rates)] * periods if isinstance(rates, int | float) else [float(rate) for rate in rates]
+    if len(chosen) != periods:
+        raise ValueError(f"rates={chosen}: {len(chosen)} for {periods} periods; give one, or one per period")
+    return chosen
+
+
+def context_of(context: int | None, config: Any) -> int:
+    """Tokens of context at most."""
+    limit = getattr(config, "max_position_embeddings", None) or CONTEXT
+    if context is None:
+        return min(limit, CONTEXT)
+    if not 2 <= context <= limit:
+        raise ValueError(f"context={context} must lie in 2 .. {limit}, the positions this model has")
+    return context

@@ -1,0 +1,218 @@
+"""A pretrained causal language model some of whose MLPs are continuum levels, as a Hugging Face model of its own type.
+
+It reads as the model it was made from, bit for bit, until it is asked to learn. Its files say what it is: weights and
+levels under a model type and a file name of their own, so that nothing loads them as the plain model by mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..core.level import Levels
+from ..memories.continuum import DIRECTIONS, ContinuumLevel, InnerRule
+from ..models import State
+from .generation import check_cache
+from .mlps import bendable
+from .pretrained import PretrainedReader, PretrainedShape
+
+VARIANT = "nestling"  # weights lie in model.nestling.safetensors
+RULE_FIELDS = ("relative", "bound", "erase", "decay", "kappa", "online", "learned", "reset")
+
+
+class ConvertedConfig(PretrainedConfig):
+    """What a converted model is made of.
+
+    Args:
+        pretrained: the config of the plain model, as a dictionary.
+        modules: paths of the MLPs that are levels. assignment: for each of them, which of the `periods` it has.
+        periods, rates: of the levels, fast to slow; an infinite period is the string "inf".
+        rule: the other fields of `InnerRule`, direction by its name.
+        context: tokens of context at most.
+        calibrated: whether the weights bring statistics of old text.
+    """
+
+    model_type = "nestling_converted"
+
+    def __init__(
+        self,
+        pretrained: dict[str, Any] | None = None,
+        modules: Sequence[str] = (),
+        assignment: Sequence[int] = (),
+        periods: Sequence[float | str] = (),
+        rates: Sequence[float] = (),
+        rule: dict[str, Any] | None = None,
+        context: int = 0,
+        calibrated: bool = False,
+        **more: Any,
+    ) -> None:
+        self.pretrained = pretrained or {}
+        self.modules, self.assignment, self.context = list(modules), list(assignment), context
+        self.periods, self.rates, self.rule = list(periods), list(rates), rule or {}
+        self.calibrated = calibrated
+        super().__init__(**more)
+
+    def pretrained_config(self) -> PretrainedConfig:
+        """The config of the plain model."""
+        values = dict(self.pretrained)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+
+    def rules(self) -> list[InnerRule]:
+        """The inner rule of each period."""
+        rest = dict(self.rule)
+        direction = DIRECTIONS[rest.pop("direction")]
+        return [InnerRule(rate=rate, direction=direction, **rest) for rate in self.rates]
+
+
+@dataclass
+class ReadingOutput(CausalLMOutputWithPast):
+    """The output of a causal language model, and `state`: what to read on with."""
+
+    state: State | None = None
+
+
+class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
+    """The model. `convert_to_cms` makes it; `from_pretrained` loads it.
+
+    Attributes:
+        pretrained: the plain model, with levels in the place of MLPs.
+        reader: the same as a `ReadingModel`: `reader(tokens, state, learn=True)`, `reader.generate`, `reader.loss`.
+    """
+
+    config_class = ConvertedConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = False
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+    def __init__(self, config: ConvertedConfig, pretrained: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if pretrained is None:
+            pretrained = AutoModelForCausalLM.from_config(config.pretrained_config())
+        self.pretrained = pretrained
+        self.generation_config = pretrained.generation_config
+        self._put_levels()
+        self.post_init()
+        levels = {key: getattr(config, key) for key in ("modules", "assignment", "periods", "rates", "rule")}
+        vocabulary = pretrained.get_input_embeddings().num_embeddings
+        shape = PretrainedShape(pretrained.config.model_type, vocabulary, config.context, levels)
+        object.__setattr__(self, "reader", PretrainedReader(pretrained, shape))  # not a second home of the weights
+        self.reader: PretrainedReader
+
+    def init_weights(self) -> None:
+        """Nothing: the plain model has initialised itself, or brings its weights."""
+
+    def _put_levels(self) -> None:
+        """Wrap the MLPs that the config names."""
+        rules, periods = self.config.rules(), [float(period) for period in self.config.periods]
+        for path, which in zip(self.config.modules, self.config.assignment, strict=True):
+            above, _, name = path.rpartition(".")
+            body = bendable(self.pretrained.get_submodule(path))
+            level = ContinuumLevel(body, period=periods[which], rule=rules[which], name=f"cms {periods[which]:g}")
+            setattr(self.pretrained.get_submodule(above), name, level.to(next(body.parameters()).device))
+            if self.config.calibrated and level.writable:
+                for m in level.maps.values():
+                    m.keep_old_keys()
+
+    def levels(self) -> Levels:
+        """The boxes of this model, fast to slow."""
+        return self.reader.levels()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        learn: bool = False,
+        state: State | None = None,
+        **options: Any,
+    ) -> Any:
+        """The plain model's forward; with `learn` or a `state`, `reader(input_ids, state, learn)` in its place.
+
+        Args:
+            input_ids: (B, T). attention_mask: (B, T), 0 = not read, not counted and not written.
+            labels: (B, T), the targets of Hugging Face: position t is predicted from what is before it, -100 = none.
+            learn: let the levels write. state: what to read on with; it comes back in the output's `state`.
+            options: of the plain model's forward; none of them has a meaning with `learn` or `state`.
+        Raises ValueError for options that a reading with state does not know.
+        """
+        if not learn and state is None:
+            return self.pretrained(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
+        return read_with_state(self.reader, input_ids, attention_mask, labels, learn, state, options)
+
+    def calibrate(self, tokens: Tensor, *, keep: float = 0.9) -> None:
+        """Fold text (B, T) of the kind the model was trained on into what its writes go by: old keys, usual lengths."""
+        self.reader.calibrate(tokens, keep=keep)
+        self.config.calibrated = any(k.endswith("inner_keys") for k in self.state_dict())
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
+        """`generate` of the plain model; the levels do not write. To go on from what was learned: `nestling.Session`.
+
+        Raises ValueError for a cache without the ids it was made from.
+        """
+        if options.pop("state", None) is not None:
+            raise ValueError(
+                "generate: a state is continued by nestling.Session, or model.reader.generate(ids, n, state)"
+            )
+        check_cache(inputs if inputs is not None else options.get("input_ids"), options)
+        return self.pretrained.generate(inputs, *args, **options)
+
+    def prepare_inputs_for_generation(self, *args: Any, **options: Any) -> dict[str, Any]:
+        return self.pretrained.prepare_inputs_for_generation(*args, **options)
+
+    def get_input_embeddings(self) -> Any:
+        return self.pretrained.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.pretrained.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> Any:
+        return self.pretrained.get_output_embeddings()
+
+    def save_pretrained(self, save_directory: Any, *, variant: str | None = VARIANT, **options: Any) -> None:
+        """As in transformers, under a file name that the plain model's class does not look for; and a model card."""
+        super().save_pretrained(save_directory, variant=variant, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, variant: str | None = VARIANT, **options: Any) -> Any:
+        """As in transformers."""
+        made = super().from_pretrained(name, *args, variant=variant, **options)
+        model = made[0] if isinstance(made, tuple) else made
+        for which, path in zip(model.config.assignment, model.config.modules, strict=True):
+            level, rate = model.pretrained.get_submodule(path), float(model.config.rates[which])
+            if not model.config.rule["learned"]:  # not in the file: it is in the config
+                level.inner_log_rate = torch.tensor(math.log(rate) if rate > 0 else -math.inf, device=model.device)
+        return made
+
+
+def read_with_state(
+    reader: Any,
+    tokens: Tensor | None,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    learn: bool,
+    state: State | None,
+    options: dict[str, Any],
+) -> ReadingOutput:
+    """One call of a `ReadingModel` in the words of transformers."""
+    known = {"return_dict", "use_cache", "num_items_in_batch", "position_ids"}
+    wrong = [k for k, v in options.items() if k not in known and v is not None and v is not False]
+    if tokens is None or wrong:
+        raise ValueError(f"forward with learn or state: input_ids are needed, {wrong} cannot be used; leave them out")
+    mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+    if labels is None:
+        out = reader(tokens, state, learn=learn, mask=mask)
+        return ReadingOutput(logits=out.logits, state=out.state)
+    targets = torch.full_like(labels, -1)
+    targets[:, :-1] = labels[:, 1:]
+    out = reader(tokens, state, learn=learn, mask=mask)
+    count = (targets >= 0).sum() if options.get("num_items_in_batch") is None else options["num_items_in_batch"]
+    return ReadingOutput(loss=reader.loss_of_logits(out.logits, targets) / count, logits=out.logits, state=out.state)
