@@ -85,7 +85,7 @@ TASKS: dict[str, Make] = {
     "Momentum": lambda p, lr: optim.Momentum(p, lr / 10),
     "DeltaMomentum": lambda p, lr: optim.DeltaMomentum(p, lr / 10),
     "Muon": lambda p, lr: optim.Muon(p, lr, weight_decay=0.0),
-    "M3, slow period 10": lambda p, lr: optim.M3(p, lr, slow=((10, 0.9, 1.0),), weight_decay=0.0),
+    "M3, slow period 10": lambda p, lr: optim.M3(p, lr, slow=((10, 0.9, 1.0),), horizon=None, weight_decay=0.0),
 }
 
 
@@ -138,7 +138,7 @@ def one_gradient() -> dict[str, list[float]]:
     cases: dict[str, tuple[Callable[[list[Tensor]], torch.optim.Optimizer], str]] = {
         "Momentum": (lambda p: optim.Momentum(p, 0.1), "momentum_buffer"),
         "DeltaMomentum": (lambda p: optim.DeltaMomentum(p, 0.1), "momentum_buffer"),
-        "M3, slow memory": (lambda p: optim.M3(p, 0.1, slow=((10, 0.9, 0.5),)), "slow_0"),
+        "M3, slow memory": (lambda p: optim.M3(p, 0.1, slow=((10, 0.9, 0.5),), horizon=None), "slow_0"),
     }
     for place, column in (("same inputs", 0), ("other inputs", 1)):
         for name, (make, key) in cases.items():

@@ -128,7 +128,9 @@ def m3(optimizer: optim.M3, group: Group) -> Description:
     for k, (period, slow, alpha) in enumerate(group["slow"]):
         memory = accumulated(f"slow momentum {k}", f"slow_{k}", slow, "its period's gradients", group)
         life = None if memory.half_life is None else period * memory.half_life
-        kept.append(renamed(memory, half_life=life))
+        early = group["horizon"] is not None and not group["literal"]
+        rule = f"{memory.rule}, at first over the last {group['horizon']:g} of the steps" if early else memory.rule
+        kept.append(renamed(memory, half_life=life, rule=rule))
         kept.append(
             Kept(
                 name=f"slow direction {k}",

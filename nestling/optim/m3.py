@@ -25,18 +25,22 @@ class M3(MatrixOptimizer):
         m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
         D = (NS(m) + sum_k alpha_k NS(s_k)) / (sqrt(v) + eps rms(sqrt(v)))      s_k as it was at its last border
         W <- (1 - lr weight_decay) W - lr' |NS(m)| D / |D|
-        at a border of period k:   s_k <- b_k s_k + (1 - b_k) mean of the period's gradients
+        at the n-th border of period k:   s_k <- c s_k + (1 - c) mean of the period's gradients
+                                          c = min(b_k, 1 - 1 / (horizon n)), not below 0
 
     `slow` lists (period, b_k, alpha_k), any number of them. A slow memory written at the end of one period is first
-    read in the next, and is orthogonalised once per period. b2 = None leaves v out, a large eps weakens it. lr' and
-    nesterov are Muon's. Kept per parameter: m, v, and two tensors for each slow memory.
+    read in the next, and is orthogonalised once per period. It averages over about the last `horizon` of the steps so
+    far, until b_k is the shorter average; None is b_k from the start. b2 = None leaves v out, a large eps weakens it.
+    lr' and nesterov are Muon's. Kept per parameter: m, v, and two tensors for each slow memory.
 
     literal=True is Algorithm 1 as printed: sums (m <- m + b1 g, v <- v + b2 g^2, s <- s + b3 sum g), the plain rate,
     eps as it is, and no rescaling of D. It is there for tests: the step shrinks as the scale of the loss grows and as
     1/sqrt(steps), and an entry whose gradients are small explodes.
     DEVIATION: means for sums; |NS(m)| D / |D|, so that a step is as long as Muon's whatever the scale of the loss; eps
-    in units of sqrt(v), or the entries with the smallest gradients take the whole step; decoupled weight decay. Line 3
-    counts the gradient at a border twice, here it counts once.
+    in units of sqrt(v), or the entries with the smallest gradients take the whole step; decoupled weight decay; the
+    horizon, because early in training old gradients point where nothing is to be gained any more, and Newton-Schulz
+    reads them at full length (docs/optimizers.md has the numbers). Line 3 counts the gradient at a border twice, here
+    it counts once.
     """
 
     def __init__(
@@ -52,12 +56,13 @@ class M3(MatrixOptimizer):
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         *,
+        horizon: float | None = 0.1,
         literal: bool = False,
         ns_dtype: str | None = None,
         foreach: bool | None = None,
     ) -> None:
         defaults: Group = {"lr": lr, "betas": betas, "slow": tuple(tuple(scale) for scale in slow), "eps": eps}
-        defaults |= {"weight_decay": weight_decay, "nesterov": nesterov, "literal": literal}
+        defaults |= {"weight_decay": weight_decay, "nesterov": nesterov, "literal": literal, "horizon": horizon}
         defaults |= {"ns_coefficients": ns_coefficients, "ns_steps": ns_steps, "ns_dtype": ns_dtype}
         super().__init__(params, {**defaults, "adjust_lr_fn": adjust_lr_fn}, foreach)
 
@@ -68,6 +73,8 @@ class M3(MatrixOptimizer):
             raise ValueError(f"betas is {group['betas']}, slow is {group['slow']}; kept fractions lie in 0 ... 1")
         if not all(period >= 1 and alpha >= 0 for period, _, alpha in group["slow"]):
             raise ValueError(f"slow is {group['slow']}; use (period >= 1, beta, alpha >= 0) for each slow memory")
+        if group["horizon"] is not None and not group["horizon"] > 0:
+            raise ValueError(f"horizon is {group['horizon']}; use a part of training > 0, or None for no limit")
 
     def init(self, p: Tensor, group: Group) -> State:
         keys = ["momentum_buffer"] + (["second_moment"] if group["betas"][1] is not None else [])
@@ -135,16 +142,21 @@ def write_slow(k: int, scale: Scale, grads: list[Tensor], states: list[State], g
     """
     period, beta, _ = scale
     memory, read = slow_keys(k)
-    if not group["literal"]:
-        starting = [state[memory] for state in states if (state["step"] - 1) % period == 0]
-        if starting:
-            torch._foreach_mul_(starting, beta)
-    gain = beta if group["literal"] else (1 - beta) / period
-    torch._foreach_add_([state[memory] for state in states], grads, alpha=gain)
-    due = [state for state in states if state["step"] % period == 0]
-    if due:
-        for state, o in zip(due, orthogonalize([state[memory] for state in due], group, NS_EPS), strict=True):
-            state[read].copy_(o)
+    for step in {state["step"] for state in states}:  # one, unless a parameter has missed gradients
+        now = [(state, g) for state, g in zip(states, grads, strict=True) if state["step"] == step]
+        s, kept = [state[memory] for state, _ in now], kept_part(beta, -(-step // period), group)
+        if (step - 1) % period == 0 and not group["literal"]:
+            torch._foreach_mul_(s, kept)
+        torch._foreach_add_(s, [g for _, g in now], alpha=beta if group["literal"] else (1 - kept) / period)
+        if step % period == 0:
+            for (state, _), o in zip(now, orthogonalize(s, group, NS_EPS), strict=True):
+                state[read].copy_(o)
+
+
+def kept_part(beta: float, border: int, group: Group) -> float:
+    """What a slow memory keeps of itself at its n-th border."""
+    horizon = group["horizon"]
+    return beta if horizon is None else min(beta, max(0.0, 1 - 1 / (horizon * border)))
 
 
 def slow_keys(k: int) -> tuple[str, str]:

@@ -35,7 +35,9 @@ CASES: dict[str, Make] = {
     "DGD": lambda m: optim.DGD(m, 0.1),
     "DGD, first order": lambda m: optim.DGD(m, 0.1, exact=False),
     "Muon": lambda m: optim.Muon(list(m.parameters())[:2], 0.1, weight_decay=0.5),
-    "M3": lambda m: optim.M3(list(m.parameters())[:2], 0.1, slow=((3, 0.9, 0.5), (6, 0.7, 0.5)), weight_decay=0.5),
+    "M3": lambda m: optim.M3(
+        list(m.parameters())[:2], 0.1, slow=((3, 0.9, 0.5), (6, 0.7, 0.5)), weight_decay=0.5, horizon=None
+    ),
     "M3, literal": lambda m: optim.M3(list(m.parameters())[:2], 0.1, slow=((3, 0.9, 0.5),), literal=True),
 }
 
@@ -109,6 +111,12 @@ def test_memories_are_written_in_their_period(name: str) -> None:
         steps = written[memory.name]
         assert len(steps) == 12 // memory.period, memory.name
         assert {b - a for a, b in zip(steps, steps[1:], strict=False)} == {int(memory.period)}, memory.name
+
+
+def test_a_horizon_is_said() -> None:
+    W = nn.Parameter(torch.randn(3, 3))
+    rules = [row.rule for row in nestling.levels(nn.ParameterList([W]), optim.M3([W])) if "slow momentum" in row.name]
+    assert rules and all("at first over the last 0.1 of the steps" in rule for rule in rules)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("Deep")])

@@ -58,7 +58,7 @@ def test_literal_is_algorithm_1(f: int) -> None:
         assert_close(a, b)
 
 
-def practical(theta, g, lr, b1, b2, slow, decay):
+def practical(theta, g, lr, b1, b2, slow, decay, horizon):
     """The docstring of M3, line by line."""
     m = v = torch.zeros_like(theta)
     s, read = [m] * len(slow), [m] * len(slow)
@@ -72,16 +72,19 @@ def practical(theta, g, lr, b1, b2, slow, decay):
         theta = theta - lr * math.sqrt(max(1, theta.shape[0] / theta.shape[1])) * fast.norm() * D / D.norm()
         for k, (period, beta, _) in enumerate(slow):
             if t % period == 0:
-                s[k] = beta * s[k] + (1 - beta) * sum(g[t - period : t]) / period
+                c = max(0, min(beta, 1 - 1 / (horizon * (t // period))))
+                s[k] = c * s[k] + (1 - c) * sum(g[t - period : t]) / period
                 read[k] = NS(s[k])
     return theta
 
 
+@pytest.mark.parametrize("horizon", [None, 0.4, 1.0])
 @pytest.mark.parametrize("slow", [[(3, 0.7, 0.3)], [(2, 0.5, 0.3), (4, 0.9, 0.6)], [(1, 0.9, 1.0)]])
-def test_practical_mode_is_its_docstring(slow: list[tuple[int, float, float]]) -> None:
-    params, grads = setup()
-    expected = [practical(p.detach(), [g[i] for g in grads], 0.05, 0.9, 0.8, slow, 0.1) for i, p in enumerate(params)]
-    made = run(optim.M3(params, 0.05, (0.9, 0.8), slow), grads)
+def test_practical_mode_is_its_docstring(slow: list[tuple[int, float, float]], horizon: float | None) -> None:
+    params, grads = setup(steps=13)
+    options = 0.05, 0.9, 0.8, slow, 0.1, horizon or math.inf
+    expected = [practical(p.detach(), [g[i] for g in grads], *options) for i, p in enumerate(params)]
+    made = run(optim.M3(params, 0.05, (0.9, 0.8), slow, horizon=horizon), grads)
     for a, b in zip(made, expected, strict=True):
         assert_close(a, b)
 
@@ -140,19 +143,20 @@ def test_the_scale_of_the_loss() -> None:
 def test_a_parameter_that_missed_steps_keeps_its_own_clock() -> None:
     params, grads = setup(steps=6)
     late = clone(params)
-    optimizer = optim.M3(late, slow=[(2, 0.9, 0.5)])
+    optimizer = optim.M3(late, slow=[(2, 0.9, 0.5)], horizon=0.6)
     for p, g in zip(late[1:], grads[0][1:], strict=True):
         p.grad = g
     optimizer.step()
     run(optimizer, grads[1:])
     alone = clone(params)
-    run(optim.M3(alone, slow=[(2, 0.9, 0.5)]), grads[1:])
+    run(optim.M3(alone, slow=[(2, 0.9, 0.5)], horizon=0.6), grads[1:])
     assert_close(late[0].detach(), alone[0].detach())
     assert optimizer.state[late[0]]["step"] == 5 and optimizer.state[late[1]]["step"] == 6
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"betas": (1.5, 0.9)}, {"slow": [(0, 0.9, 0.5)]}, {"slow": [(5, 0.9, -1.0)]}, {"ns_steps": -1}]
+    "wrong",
+    [{"betas": (1.5, 0.9)}, {"slow": [(0, 0.9, 0.5)]}, {"slow": [(5, 0.9, -1.0)]}, {"horizon": 0.0}, {"ns_steps": -1}],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
