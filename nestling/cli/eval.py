@@ -1,4 +1,4 @@
-"""`nestling eval SUITE`: score a trained model. There is one suite so far, perplexity."""
+"""`nestling eval SUITE`: score a trained model. Here perplexity; the suites that make their examples: eval_tasks.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from nestling.cli import trained
+from nestling.cli import eval_tasks, trained
 from nestling.cli.parser import Parser, UsageError, nearest, positive
 
 if TYPE_CHECKING:
@@ -18,15 +18,20 @@ EPILOG = """\
   nestling eval perplexity emma --model runs/train-1
   nestling eval perplexity emma --model runs/train-1 --length 1024 --contexts 64 256 896
   nestling eval perplexity shakespeare --model runs/train-1 --state memory.safetensors
+  nestling eval needles emma --model runs/train-1 --tasks s-niah-2 multi-key --lengths 1000-1024 4000-4096
+  nestling eval formal-languages --model runs/mine --lengths 1-40 41-160
 
-The text is cut into windows, each read from a fresh state. With --state, the windows are scored without and with
-what the memory file has learned (its context cleared): what reading has cost, or brought, on this text.
+perplexity: the text is cut into windows, each read from a fresh state. With --state, the windows are scored without and
+with what the memory file has learned (its context cleared): what reading has cost, or brought, on this text.
+formal-languages, mad, mqar, needles: `nestling eval SUITE --help` has their options.
 """
-SUITES = ("perplexity",)
+SUITES = ("perplexity", *eval_tasks.SUITES)
 
 
 def run(parser: Parser, arguments: list[str]) -> int:
     """Score, and print the numbers."""
+    if arguments and arguments[0] in eval_tasks.SUITES:
+        return eval_tasks.run(parser, arguments)
     parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
     trained.add_text(parser)
     trained.add_model(parser)

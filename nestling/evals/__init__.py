@@ -7,7 +7,7 @@ frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetti
 chosen_rate(curves, limit)                  # frontier.py: the rate that is safe on texts other than the reported one
 continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
-LANGUAGES, MAD, MQAR(pairs=8)               # the tasks: formal_languages.py, mad.py, mqar.py
+LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
@@ -27,6 +27,7 @@ from nestling.evals.frontier import (
 )
 from nestling.evals.mad import MAD, MADTask
 from nestling.evals.mqar import MQAR
+from nestling.evals.needles import NEEDLES, Needle, NeedleScore, NeedleTask, needle_score
 from nestling.evals.perplexity import (
     ContextLoss,
     Loss,
@@ -55,6 +56,7 @@ __all__ = [
     "LANGUAGES",
     "MAD",
     "MQAR",
+    "NEEDLES",
     "ContextLoss",
     "Continual",
     "Curve",
@@ -64,6 +66,9 @@ __all__ = [
     "Language",
     "Loss",
     "MADTask",
+    "Needle",
+    "NeedleScore",
+    "NeedleTask",
     "PerplexityResult",
     "Point",
     "PositionLoss",
@@ -83,6 +88,7 @@ __all__ = [
     "gain_percent",
     "gains_over_seeds",
     "interval",
+    "needle_score",
     "paired",
     "perplexity",
     "provenance",

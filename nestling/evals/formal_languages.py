@@ -2,7 +2,7 @@
 
     language = LANGUAGES["parity"]
     language.examples(64, (1, 40), seed=0)                    # tokens and targets (64, <= 40)
-    score(model, language, 100, (41, 160), seed=0).row()      # suite.py
+    table([score(model, language, 100, (41, 160), seed=0)])   # suite.py
 
 | name | symbols | asked at every position |
 |---|---|---|

@@ -24,6 +24,7 @@ import random
 import re
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,6 +185,13 @@ class NeedleScore(Score):
     def value_share(self) -> float:
         """RULER's score: share of values."""
         return self.values_right / self.values
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"value_share": self.value_share}
+
+    def columns(self) -> dict[str, str]:
+        values = {"values right, %": f"{100 * self.value_share:.1f}", "bits per token": f"{self.bits:.3f}"}
+        return super().columns() | values
 
 
 @torch.no_grad()

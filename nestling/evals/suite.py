@@ -1,4 +1,4 @@
-"""What the suites share: examples made by seed, a score with its n, seeds and version, and its row in a table.
+"""What the suites share: examples made by seed, a score with its n, seed and version, and its row in a table.
 
 A task makes examples; a model reads them and is asked at some positions for a class. `answers` are argmaxes of the
 logits, so any model with `.logits` can be scored. The version of a task changes whenever its examples do.
@@ -6,7 +6,7 @@ logits, so any model with `.logits` can be scored. The version of a task changes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -85,23 +85,26 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"accuracy": self.accuracy, "exact_share": self.exact_share}
 
-    def row(self) -> str:
-        """The line under `HEADER`."""
-        return (
-            f"| {self.task} | {self.shortest}-{self.longest} | {100 * self.exact_share:.1f} "
-            f"| {100 * self.accuracy:.2f} | {self.n:,} | {self.asked:,} | {self.seed} | {self.version} |"
-        )
+    def columns(self) -> dict[str, str]:
+        """What a table shows of it."""
+        return {
+            "task": self.task,
+            "tokens": f"{self.shortest}-{self.longest}",
+            "examples right, %": f"{100 * self.exact_share:.1f}",
+            "positions right, %": f"{100 * self.accuracy:.2f}",
+            "n": f"{self.n:,}",
+            "positions": f"{self.asked:,}",
+            "seed": str(self.seed),
+            "version": str(self.version),
+        }
 
 
-HEADER = (
-    "| task | tokens | examples right, % | positions right, % | n | positions | seed | version |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
-
-
-def table(scores: Iterable[Score]) -> str:
-    """The scores as a markdown table."""
-    return "\n".join([HEADER, *(score.row() for score in scores)])
+def table(scores: Sequence[Score]) -> str:
+    """Scores of one kind as a markdown table."""
+    rows = [score.columns() for score in scores]
+    titles = list(rows[0]) if rows else []
+    lines = [titles, ["---"] * len(titles), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nestling.cli.main import COMMANDS, main
+from nestling.evals import NEEDLES
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -291,6 +292,25 @@ def test_eval_perplexity(trained: Path, text: str, here: Path, capsys) -> None:
     assert failing(capsys, 2, *line, "--windows", 0).startswith("argument --windows: '0' is not a whole number")
     assert "fewer than one window of 9001" in failing(capsys, 1, *line[:5], "--length", 9000)
     assert "does not fit into windows" in failing(capsys, 1, *line, "--contexts", 60)
+
+
+def test_eval_of_suites_that_make_their_examples(trained: Path, here: Path, capsys) -> None:
+    line = ["eval", "formal-languages", "--model", trained, "--examples", 3, "--seed", 4]
+    report = json.loads(passing(capsys, *line, "--tasks", "parity", "s5", "--lengths", 8, "9-12", "--json"))
+    assert [(s["task"], s["shortest"], s["longest"]) for s in report["scores"]] == [
+        ("parity", 8, 8), ("parity", 9, 12), ("s5", 8, 8), ("s5", 9, 12)
+    ]  # fmt: skip
+    assert {(s["n"], s["seed"], s["version"]) for s in report["scores"]} == {(3, 4, 1)}
+    needles = passing(capsys, "eval", "needles", "emma", "--model", trained, "--examples", 1, "--lengths", 900)
+    assert [row.split(" | ")[0] for row in needles.splitlines()[2:]] == [f"| {name}" for name in NEEDLES]
+    assert "compression" in passing(
+        capsys, "eval", "mad", "--model", trained, "--tasks", "compression", "--examples", 1
+    )
+    assert failing(capsys, 1, "eval", "mqar", "--model", trained).startswith("mqar-4 has 8192 symbols and")
+    assert "unknown task 'parrity' of formal-languages; did you mean parity" in failing(
+        capsys, 2, *line, "--tasks", "parrity"
+    )
+    assert "'9-8' is no number of tokens" in failing(capsys, 2, *line, "--lengths", "9-8")
 
 
 def test_levels_of_a_name_a_run_and_anything_else(trained: Path, here: Path, capsys) -> None:

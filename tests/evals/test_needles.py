@@ -90,6 +90,7 @@ def test_scores_count_values_examples_and_bits() -> None:
     ) and perfect.bits < 1e-6
     slip = needle_score(peeking(wrong=2), task, 3, (800, 800), seed=0, rows=2)
     assert (slip.values_right, slip.exact, slip.right) == (9, 0, 93) and slip.value_share == 0.75
+    assert slip.columns()["values right, %"] == "75.0" and slip.to_dict()["value_share"] == 0.75
     vague = needle_score(peeking(wrong=1, strength=0.0), task, 2, (800, 800), seed=0)
     assert vague.bits == pytest.approx(math.log2(256), rel=1e-6)
 
