@@ -27,7 +27,16 @@ NAMES = [
     "ops.dispatch.newton_schulz",
     "ops.newton_schulz.reference.newton_schulz",
 ]
-OPS = ("linear_attention", "delta_rule", "gated_delta_rule", "titans", "ttt", "self_modifying", "cms_update")
+OPS = (
+    "linear_attention",
+    "selective_scan",
+    "delta_rule",
+    "gated_delta_rule",
+    "titans",
+    "ttt",
+    "self_modifying",
+    "cms_update",
+)
 OPTIMIZERS = (
     "Momentum",
     "PreconditionedMomentum",

@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | Attention | none: re-solved at every read | weighted L2 regression | closed form | 0 |
 | LinearAttention, Retention | matrix | dot product (with decay) | gradient descent | 1 |
+| Mamba | matrix whose every number decays at its own rate | dot product with decay | gradient descent | 1 |
 | DeltaRule, GatedDeltaRule | matrix | L2 regression (with decay) | gradient descent | 1 |
 | TTTMemory | 2-layer MLP or matrix with a norm | L2 regression | gradient descent | chunk |
 | TitansMemory | 2-layer MLP | L2 regression | momentum and forgetting | chunk |
@@ -24,6 +25,7 @@ from nestling.memories.continuum import (
 from nestling.memories.hebbian import LinearAttention, Retention
 from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule
+from nestling.memories.mamba import Mamba
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.memories.titans import TitansMemory
 from nestling.memories.titans_context import MemoryAsContext
@@ -39,6 +41,7 @@ __all__ = [
     "IndependentContinuumMemory",
     "InnerRule",
     "LinearAttention",
+    "Mamba",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",

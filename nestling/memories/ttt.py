@@ -63,8 +63,8 @@ class TTTMemory(nn.Module):
         self.conv = ShortConvolution(2 * dim, activation=False)
         shapes = {"linear": [(width, width)], "mlp": [(width, hidden), (hidden, width)]}[memory]
         self.initial = nn.ParameterList(nn.Parameter(_with_bias(heads, *shape)) for shape in shapes)
-        self.memory_scale = nn.Parameter(torch.ones(heads, width))
-        self.memory_shift = nn.Parameter(torch.zeros(heads, width))
+        # Vectors, not matrices: rules such as "decay what has two dimensions" must not touch them.
+        self.memory_scale, self.memory_shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
         self.gates = TokenGates(dim, heads, eta=0.5)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
@@ -89,7 +89,7 @@ class TTTMemory(nn.Module):
             split_heads(self.project_v(x), self.heads).to(dtype),
             self.gates(x)["eta"].exp() * (self.rate / (self.width * self.chunk_size)),
             weights=tuple(w.to(dtype) for w in self.initial),
-            norm=(self.memory_scale, self.memory_shift),
+            norm=(self.memory_scale.view(self.heads, -1), self.memory_shift.view(self.heads, -1)),
             state=None if state is None else (*state.anchor, *state.running),
             chunk_size=self.chunk_size,
             count=None if state is None else state.count,

@@ -10,6 +10,7 @@ from .learning_decoder import LearningDecoder
 from .lm import LanguageModel
 from .presets import MODELS, NAMES, PRESETS, build, config_of, count, from_config, matched
 from .reading_model import Output, ReadingModel
+from .samba import Samba
 from .state import Segment, State
 from .state_file import load_state, save_state
 from .transformer import Transformer
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "Output",
     "ReadingModel",
+    "Samba",
     "Segment",
     "State",
     "Transformer",

@@ -92,6 +92,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # where a paper's sizes differ from th
     "titans-mac": {"expansion": 2},
     "titans-mag": {"chunk_size": 16, "expansion": 2, "window": 256},
     "titans-mal": {"chunk_size": 16, "expansion": 2, "window": 256},
+    "samba": {"expansion": 2, "window": 256},
 }
 
 

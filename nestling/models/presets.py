@@ -14,6 +14,7 @@ from .config import ModelConfig, config_from_dict
 from .hope import Hope
 from .hope_attention import HopeAttention
 from .lm import LanguageModel
+from .samba import Samba
 from .transformer import Transformer
 
 MODELS: dict[str, Callable[[ModelConfig], LanguageModel]] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, Callable[[ModelConfig], LanguageModel]] = {
     "hope": Hope,
     "hope-attention": HopeAttention,
     **dict.fromkeys(MEMORIES, Baseline),
+    "samba": Samba,
 }
 NAMES = tuple(MODELS)
 

@@ -26,6 +26,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linear_attention": ("reference", "chunk"),
     "delta_rule": ("reference", "chunk", "triton"),
     "gated_delta_rule": ("reference", "chunk", "triton", "fla"),
+    "selective_scan": ("reference", "chunk"),
     "titans": ("reference", "chunk", "triton"),
     "ttt": ("reference", "chunk"),
     "self_modifying": ("reference", "chunk", "triton"),
@@ -33,7 +34,8 @@ FORMS: dict[str, tuple[str, ...]] = {
     "cms_write": ("reference", "chunk", "triton"),
     "newton_schulz": ("reference", "batched", "triton"),
 }
-EXACT = ("linear_attention", "delta_rule", "gated_delta_rule")  # chunk_size changes their speed and not their numbers
+# chunk_size changes their speed and not their numbers
+EXACT = ("linear_attention", "delta_rule", "gated_delta_rule", "selective_scan")
 KERNEL_WIDTHS = (16, 32, 64, 128)
 KERNEL_SIDE = 256  # rows of a matrix; below, a launch costs more than half of a symmetric product saves
 KERNEL_CHUNK = 64  # tokens; the C x C matrices of a longer chunk do not fit on a multiprocessor beside the memory
@@ -148,6 +150,26 @@ def gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """M <- e^g (I - beta k k^T) M + beta k v^T, o = M^T q; see gated_delta_rule.reference."""
     return _exact("gated_delta_rule", form, (q, k, v, beta, g), initial_state, chunk_size)
+
+
+def selective_scan(
+    x: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+    form: Form = "auto",
+) -> tuple[Tensor, Tensor]:
+    """h <- e^(-step rate) h + step x write^T, y = h read; see selective_scan.reference."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; use at least 1 token")
+    chosen = choose("selective_scan", x.shape[1], form, x.device).form
+    options = {} if chosen == "reference" else {"chunk_size": chunk_size}
+    run = _function("selective_scan", chosen)
+    return run(x, step, rate, write, read, initial_state=initial_state, **options)
 
 
 def titans(

@@ -6,7 +6,7 @@ from nestling.models.baselines import MEMORIES
 from tests.models.tiny import text, tiny
 
 FAST = {"periods": (4, 8, math.inf), "inner_lr": 0.05}
-BASELINES = {name: (name, {"window": 5}) for name in MEMORIES}
+BASELINES = {name: (name, {"window": 5}) for name in (*MEMORIES, "samba")}
 FROZEN = {
     "transformer": ("transformer", {}),
     "transformer, window": ("transformer", {"window": 5}),

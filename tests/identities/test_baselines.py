@@ -7,6 +7,7 @@ from nestling.memories import (
     DeltaRule,
     GatedDeltaRule,
     LinearAttention,
+    Mamba,
     MemoryAsContext,
     MemoryAsGate,
     MemoryAsLayer,
@@ -104,10 +105,11 @@ def test_ttt():
     for b in range(2):
         for h in range(HEADS):
             queries, keys, values = (z[b].unflatten(-1, (HEADS, 8))[:, h] for z in (q, k, layer.project_v(x)))
+            scale, shift = (p.view(HEADS, 8)[h] for p in (layer.memory_scale, layer.memory_shift))
             W, bias = layer.initial[0][h, :-1].detach(), layer.initial[0][h, -1].detach()
 
-            def f(z, W, bias, h=h):
-                return z + F.layer_norm(z @ W + bias, (8,), layer.memory_scale[h], layer.memory_shift[h], 1e-6)
+            def f(z, W, bias, scale=scale, shift=shift):
+                return z + F.layer_norm(z @ W + bias, (8,), scale, shift, 1e-6)
 
             for t in range(T):
                 W, bias = W.requires_grad_(), bias.requires_grad_()
@@ -186,3 +188,19 @@ def test_titans_mac():
         o, state = layer.memory(y, queries, k, v, state)
         outputs.append(y * normed(layer.frame.leave(o, x)).sigmoid())
     assert_close(layer(x)[0], torch.cat(outputs, 1), "y", 1e-9)
+
+
+def test_mamba():
+    """Algorithm 2 of Gu and Dao 2023, with their names: the block of one layer, token by token."""
+    layer, x = Mamba(DIM, expansion=2, states=3).double(), stream()
+    u, z = layer.project_in(x).chunk(2, -1)
+    past = F.pad(u, (0, 0, 3, 0))
+    u = F.silu(sum(layer.conv.weight[j] * past[:, j : j + T] for j in range(4)))
+    dt, B, C = layer.project_chosen(u).split([1, 3, 3], -1)
+    delta, A = (1 + layer.project_step(dt).exp()).log(), -layer.log_rate.exp().view(32, 3)
+    h, outputs = torch.zeros(2, 32, 3, dtype=torch.float64), []
+    for t in range(T):
+        d = delta[:, t, :, None]
+        h = (d * A).exp() * h + d * B[:, t, None] * u[:, t, :, None]
+        outputs.append((h * C[:, t, None]).sum(-1) + layer.skip * u[:, t])
+    assert_close(layer(x)[0], layer.project_out(torch.stack(outputs, 1) * z * z.sigmoid()), "y")

@@ -10,6 +10,7 @@ from nestling.core.state import flatten, nbytes, select_rows, stack_rows, tensor
 from nestling.memories.hebbian import LinearAttention, Retention
 from nestling.memories.hierarchical import HierarchicalTitans
 from nestling.memories.linear import DeltaRule, GatedDeltaRule
+from nestling.memories.mamba import Mamba
 from nestling.memories.titans import TitansMemory
 from nestling.memories.titans_context import MemoryAsContext
 from nestling.memories.titans_hybrids import MemoryAsGate, MemoryAsLayer
@@ -23,6 +24,7 @@ LAYERS = {
     "retention": lambda: Retention(DIM, HEADS, CHUNK),
     "delta rule": lambda: DeltaRule(DIM, HEADS, CHUNK),
     "gated delta rule": lambda: GatedDeltaRule(DIM, HEADS, CHUNK, expansion=2),
+    "mamba": lambda: Mamba(DIM, CHUNK, states=4),
     "ttt mlp": lambda: TTTMemory(DIM, HEADS, chunk_size=CHUNK),
     "ttt linear": lambda: TTTMemory(DIM, HEADS, chunk_size=CHUNK, memory="linear"),
     "titans mlp": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK),
@@ -34,7 +36,7 @@ LAYERS = {
     "titans as layer": lambda: MemoryAsLayer(DIM, HEADS, chunk_size=CHUNK, window=CHUNK - 3),
     "titans to zero": lambda: TitansMemory(DIM, HEADS, chunk_size=CHUNK, decay_to="zero"),
 }
-EXACT = ("linear attention", "linear attention, normed", "retention", "delta rule", "gated delta rule")
+EXACT = ("linear attention", "linear attention, normed", "retention", "delta rule", "gated delta rule", "mamba")
 CACHES = ("titans as gate", "titans as layer")  # they decode single tokens in buffers (tests/models/test_decoder.py)
 EVERY = pytest.mark.parametrize("name", LAYERS)
 

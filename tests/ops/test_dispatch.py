@@ -15,6 +15,8 @@ def call(name, form, T):
         weights = (torch.randn(2, 4, 4, dtype=torch.float64),)
         y, state = run(q, k, v, beta, -beta, -beta, weights=weights, chunk_size=4, form=form)
         return y, *state
+    if name == "selective_scan":
+        return run(v[:, :, 0], beta.repeat(1, 1, 2), torch.ones(4, 4).double(), q[:, :, 0], k[:, :, 0], form=form)
     if name == "ttt":
         weights, norm = (torch.randn(2, 5, 4, dtype=torch.float64),), torch.randn(2, 2, 4, dtype=torch.float64).unbind()
         y, state = run(q, k, v, beta, weights=weights, norm=norm, chunk_size=4, form=form)
@@ -31,7 +33,16 @@ def call(name, form, T):
     return run(q, k, v, *gates, initial_state=torch.randn(2, 2, 4, 4, dtype=torch.float64), chunk_size=4, form=form)
 
 
-NAMES = ["self_modifying", "linear_attention", "delta_rule", "gated_delta_rule", "titans", "ttt", "cms_update"]
+NAMES = [
+    "self_modifying",
+    "linear_attention",
+    "delta_rule",
+    "gated_delta_rule",
+    "titans",
+    "ttt",
+    "selective_scan",
+    "cms_update",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
