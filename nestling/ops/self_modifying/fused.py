@@ -19,7 +19,7 @@ from nestling.ops.self_modifying.derivatives import differentiable
 from nestling.ops.self_modifying.features import scale, unit_backward
 from nestling.ops.self_modifying.triangular import decays
 
-KEEP_BYTES = 256 * 2**20  # of intermediates in one call; beyond it the backward pass runs each chunk again
+KEEP_BYTES = 256 * 2**20  # of intermediates in one call, those of its last chunks; the backward pass makes the others again
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -37,15 +37,14 @@ class Parameters(NamedTuple):
 class Kept(NamedTuple):
     """What one chunk's backward needs beside its inputs and the states around it."""
 
-    made: Tensor  # (n, C, M-1, V) raw k, v, eta, alpha
     kv: Tensor  # (n, C, 2, V) unit k and v
     kv_scale: Tensor  # (n, C, 2, 1)
+    made: Tensor  # (n, C, 2, V) raw eta and alpha
     a: Tensor  # (n, C, 2, F) before silu (features)
     f: Tensor  # (n, C, 2, F) φ(k), φ(v)
     f_scale: Tensor  # (n, C, 2, 1)
     target: Tensor  # (n, C, M, V)
     target_scale: Tensor  # (n, C, M-1, 1)
-    base: Tensor  # (n, C, M, V) target - M_0 k
     x: Tensor  # (2, n, C) gate logits
     A: Tensor  # (n, M, C, C) decay between two tokens, 1 where t <= s
     m: Tensor  # (n, M, C, V) what is written before its rate: p = eta m
@@ -71,23 +70,26 @@ class _WriteChunks(torch.autograd.Function):
     ) -> Results:
         z, E = tensors[0], tensors[-1]
         assert z is not None and E is not None
-        B, H, T, _ = z.shape
-        V = E.shape[-1]
-        parameters = _per_row(B, *tensors[1:-1])
-        states, outputs = [E.reshape(B * H, E.shape[2], -1)], []
+        (B, H, T, F), V = z.shape, E.shape[-1]
+        N, parameters = T // C, _per_row(B, *tensors[1:-1])
+        states = z.new_empty(N + 1, B * H, F, E.shape[-2] * V)
+        states[0] = E.view(states.shape[1:])
+        keys, values, decay = (z.new_empty(B * H, N, C, *width) for width in ((F,), (V,), ()))
         kept: list[Tensor] = []
-        for i, chunk in enumerate(z.reshape(B * H, T // C, C, -1).unbind(1)):
-            new, intermediates = _forward(chunk, states[i], parameters, eta_max)
-            if T // C * _bytes(intermediates) <= KEEP_BYTES:
-                kept += intermediates
-            eta, g = _gates(intermediates.x, parameters.rates, eta_max)
-            values = intermediates.m[:, -1] * eta[:, -1, :, None]
-            outputs.append((intermediates.f[:, :, 0], values, g[:, -1], states[i][..., -V:]))
-            states.append(new if full is None else torch.where(_rows(full[i], H), new, states[i]))
+        for i, chunk in enumerate(z.reshape(B * H, N, C, F).unbind(1)):
+            own = _write(chunk, states[i], parameters, eta_max)
+            if (N - i) * _bytes(own) <= KEEP_BYTES:
+                kept += own
+            eta, g = _commit(own, states[i : i + 2], parameters, eta_max)
+            keys[:, i], decay[:, i] = own.f[:, :, 0], g[:, -1]
+            torch.mul(own.m[:, -1], eta[:, -1, :, None], out=values[:, i])
+            if full is not None:
+                states[i + 1] = torch.where(_rows(full[i], H), states[i + 1], states[i])
         ctx.options = plain, full, C, eta_max, len(tensors)
-        ctx.save_for_backward(*tensors, *states, *kept)
-        keys, values, decay, starts = (torch.stack(x, 1).unflatten(0, (B, H)) for x in zip(*outputs, strict=True))
-        return keys, values, decay, starts, states[-1].view(E.shape)
+        ctx.save_for_backward(*tensors, states, *kept)
+        starts = states[:-1, ..., -V:].transpose(0, 1)
+        results = (x.unflatten(0, (B, H)) for x in (keys, values, decay, starts))
+        return *results, states[-1].clone().view(E.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,21 +98,21 @@ class _WriteChunks(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None,) * 4 + differentiable(plain, (full, C, eta_max), tensors, grads)
         z, weight, features = tensors[:3]
-        B, H, T, _ = z.shape
-        N, width = T // C, len(Kept._fields)
-        states, kept = rest[: N + 1], rest[N + 1 :]
+        B, H, T, F = z.shape
+        N, (states, *kept) = T // C, rest
+        recorded = [Kept(*kept[i : i + len(Kept._fields)]) for i in range(0, len(kept), len(Kept._fields))]
         parameters = _per_row(B, *tensors[1:-1])
         total = _per_row(B, *(None if t is None else torch.zeros_like(t) for t in tensors[1:-1]))
         *outer, dE = (g.flatten(0, 1) for g in grads)
-        dE = dE.flatten(-2)
-        dz = z.new_empty(B * H, N, C, z.shape[-1])
+        dE, W = dE.flatten(-2), _by_memory(parameters)
+        dz = z.new_empty(B * H, N, C, F)
         chunks = z.reshape(dz.shape).unbind(1)
         for i in reversed(range(N)):
             direct = None if full is None else torch.where(_rows(full[i], H), 0, dE)
             G = dE if direct is None else dE - direct
-            own = kept[i * width : (i + 1) * width] or _forward(chunks[i], states[i], parameters, eta_max)[1]
+            own = recorded.pop() if recorded else _write(chunks[i], states[i], parameters, eta_max)
             here = tuple(g[:, i] for g in outer)
-            dz[:, i], dE = _backward(chunks[i], states[i : i + 2], Kept(*own), parameters, eta_max, total, G, here)
+            dz[:, i], dE = _backward(chunks[i], states[i : i + 2], own, parameters, W, eta_max, total, G, here)
             dE = dE if direct is None else dE + direct
         return None, None, None, None, *_collect(z, weight, features, total, dz, dE, tensors[-1], B, H)
 
@@ -159,15 +161,22 @@ def _collect(
     )
 
 
-def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tuple[Tensor, Kept]:
-    """One chunk z (n, C, F): the state after it, and what backward needs."""
+def _by_memory(parameters: Parameters) -> Tensor:
+    """The initial states one by one and transposed, (n*M, V, F)."""
+    (n, F, _), M = parameters.weight.shape, parameters.rates.shape[1]
+    return parameters.weight.view(n, F, M, -1).permute(0, 2, 3, 1).reshape(n * M, -1, F)
+
+
+def _write(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> Kept:
+    """What one chunk z (n, C, F) generates and writes into the state E, and what backward needs."""
     W, rates = parameters.weight, parameters.rates
     (n, C, F), M = z.shape, rates.shape[1]
     V = W.shape[-1] // M
     generators = W[..., :-V] + E[..., :-V]
-    made = torch.bmm(z, generators).view(n, C, M - 1, V)
-    kv_scale = scale(made[:, :, :2])
-    kv = made[:, :, :2] * kv_scale
+    kv = torch.bmm(z, generators[..., : 2 * V]).view(n, C, 2, V)
+    made = torch.bmm(z, generators[..., 2 * V :]).view(n, C, 2, V)
+    kv_scale = scale(kv)
+    kv *= kv_scale
     if parameters.features is None:
         a, f, f_scale = kv, kv, kv_scale
     else:
@@ -175,35 +184,43 @@ def _forward(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> tu
         a, f, f_scale = (x.view(n, C, 2, -1) for x in (a, f, f_scale))
     k, v = f.unbind(2)
     x = torch.stack(
-        [torch.bmm(made[:, :, 2 + i], parameters.gate_weight[i])[..., 0] + parameters.gate_bias[i] for i in (0, 1)]
+        [torch.bmm(made[:, :, i], parameters.gate_weight[i])[..., 0] + parameters.gate_bias[i] for i in (0, 1)]
     )
     eta, g = _gates(x, rates, eta_max)
-    target = made.new_empty(n, C, M, V)
+    target = kv.new_empty(n, C, M, V)
     own = torch.bmm(v, generators).view(n, C, M - 1, V)
     target_scale = scale(own)
     torch.mul(own, target_scale, out=target[:, :, :-1])
     target[:, :, -1] = kv[:, :, 1]
-    base = torch.baddbmm(target.view(n, C, -1), k, W, alpha=-1).view(n, C, M, V)
 
     # (I + A K Kᵀ eta) m = target - M_0 k - e^g E k
-    error = torch.addcmul(base, torch.bmm(k, E).view(n, C, M, V), _columns(g.exp()), value=-1)
+    error = torch.baddbmm(target.view(n, C, -1), k, W, alpha=-1).view(n, C, M, V)
+    error.addcmul_(torch.bmm(k, E).view(n, C, M, V), _columns(g.exp()), value=-1)
     A = decays(g, g)
     L = (A * torch.bmm(k, k.mT).tril_(-1)[:, None]).mul_(eta[..., None, :])
     right = error.transpose(1, 2).contiguous()
     m = torch.linalg.solve_triangular(L.mT, right.mT, upper=True, left=False, unitriangular=True).mT
+    return Kept(kv, kv_scale, made, a, f, f_scale, target, target_scale, x, A, m)
 
-    # E' = e^{g_C} E + kᵀ (e^{g_C - g} eta m)
+
+def _commit(s: Kept, states: Tensor, parameters: Parameters, eta_max: float) -> tuple[Tensor, Tensor]:
+    """E' = e^{g_C} E + kᵀ (e^{g_C - g} eta m), states[1] from states[0] (2, n, F, M*V); returns eta and g."""
+    n, C, M, V = s.target.shape
+    eta, g = _gates(s.x, parameters.rates, eta_max)
     end = g[..., -1:]
-    grown = torch.mul(m.transpose(1, 2), _columns((end - g).exp() * eta), out=error)
-    new = (E.view(n, F, M, V) * end.exp()[:, None]).view(n, F, -1).baddbmm_(k.mT, grown.view(n, C, -1))
-    return new, Kept(made, kv, kv_scale, a, f, f_scale, target, target_scale, base, x, A, m)
+    grown = torch.mul(s.m.transpose(1, 2), _columns((end - g).exp() * eta), out=torch.empty_like(s.target))
+    E, after = (x.view(n, -1, M, V) for x in states)
+    torch.mul(E, end.exp()[:, None], out=after)
+    states[1].baddbmm_(s.f[:, :, 0].mT, grown.view(n, C, -1))
+    return eta, g
 
 
 def _backward(
     z: Tensor,
-    states: tuple[Tensor, ...],
+    states: Tensor,
     s: Kept,
     parameters: Parameters,
+    W: Tensor,
     eta_max: float,
     total: Parameters,
     G: Tensor,
@@ -211,11 +228,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in z and in the starting state, from G in the final state and those in the chunk's four outputs.
 
-    states: before and after the chunk. Decays only enter through e^{g_t - g_s} and products with what they scale, so
-    their gradients collapse: that of g_C is <E', G>, that of g_t is p·(gradient of p read) - (gradient of error)·base.
+    states: before and after the chunk; W as `_by_memory` gives it. Decays only enter through e^{g_t - g_s} and products with what they scale, so
+    their gradients collapse: that of g_C is <E', G>, that of g_t is p·(gradient of p read) - (gradient of error)·(target - M_0 k).
     """
     n, C, M, V = s.target.shape
-    F, W, (E, after) = z.shape[-1], parameters.weight, states
+    F, (E, after) = z.shape[-1], states
     k, v = s.f.unbind(2)
     eta, g = _gates(s.x, parameters.rates, eta_max)
     remaining = (g[..., -1:] - g).exp()
@@ -244,16 +261,19 @@ def _backward(
     d_error = dm.transpose(1, 2).contiguous()
 
     # error = target - M_0 k - e^g E k
-    dg -= torch.mul(d_error, s.base, out=grown).sum(-1).mT
+    along = (d_error * s.target).sum(-1, keepdim=True)  # (n, C, M, 1)
+    back = torch.bmm(dm.reshape(n * M, C, V), W).view(n, M, C, F)
+    dg += (back * k[:, None]).sum(-1) - along[..., 0].mT
     flat = d_error.view(n, C, -1)
     d_read = torch.mul(d_error, _columns(g.exp()), out=grown).view(n, C, -1)
-    dk.baddbmm_(flat, W.mT, alpha=-1).baddbmm_(d_read, E.mT, alpha=-1)
+    dk.sub_(back.sum(1)).baddbmm_(d_read, E.mT, alpha=-1)
     total.weight.baddbmm_(k.mT, flat, alpha=-1)
     dE.baddbmm_(k.mT, d_read, alpha=-1)
 
     # target = unit(S v), v
-    generators = W[..., :-V] + E[..., :-V]
-    d_own = unit_backward(d_error[:, :, :-1], s.target[:, :, :-1], s.target_scale).view(n, C, -1)
+    generators = parameters.weight[..., :-V] + E[..., :-V]
+    d_own = torch.addcmul(d_error[:, :, :-1], s.target[:, :, :-1], along[:, :, :-1], value=-1).mul_(s.target_scale)
+    d_own = d_own.view(n, C, -1)
     d_kv = torch.stack([dk, torch.bmm(d_own, generators.mT)], 2)
     if parameters.features is not None:
         assert total.features is not None
@@ -264,11 +284,11 @@ def _backward(
 
     # k, v, eta, alpha = S z
     dx = _gates_backward(s.x, parameters, eta_max, deta, dg, total)
-    d_made = torch.empty_like(s.made)
+    d_made = z.new_empty(n, C, M - 1, V)
     d_made[:, :, :2] = unit_backward(d_kv, s.kv, s.kv_scale)
     for i in (0, 1):
         torch.mul(dx[i][..., None], parameters.gate_weight[i].mT, out=d_made[:, :, 2 + i])
-        total.gate_weight[i].baddbmm_(s.made[:, :, 2 + i].mT, dx[i][..., None])
+        total.gate_weight[i].baddbmm_(s.made[:, :, i].mT, dx[i][..., None])
     d_made = d_made.view(n, C, -1)
     d_generators = torch.bmm(z.mT, d_made).baddbmm_(v.mT, d_own)
     total.weight[..., :-V] += d_generators
