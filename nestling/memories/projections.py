@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+BLOCK = 2**20  # numbers; the C library keeps memory of this size for whoever asks next, and gives 32 MiB back at once
 
 
 class ShortConvolution(nn.Module):
@@ -79,3 +83,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, T, H, K), turned; a product of two turned vectors depends on the difference of their positions."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def blocks(x: Tensor) -> Sequence[Tensor]:
+    """x (B, T, D) cut along T into blocks of at most BLOCK numbers; one block on other devices than a CPU."""
+    if x.device.type != "cpu":
+        return (x,)
+    return x.split(max(1, BLOCK // max(1, len(x) * x.shape[2])), 1)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Blocks (B, t, ...) as one tensor (B, T, ...)."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from nestling.core.level import Level
 from nestling.core.state import state_class
-from nestling.memories.projections import ShortConvolution, merge_heads, split_heads, unit_norm
+from nestling.memories.projections import ShortConvolution, blocks, join, merge_heads, split_heads, unit_norm
 from nestling.ops import dispatch
 from nestling.ops.self_modifying import READ, Rule, memory_names
 
@@ -100,15 +101,32 @@ class SelfModifyingTitans(nn.Module):
         """
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, SelfModifyingTitans needs (B, T, {self.dim})")
-        mixed, tail = self.conv(x, None if state is None else state.tail, lengths)
-        projections = [self.project_z] if self.project_q is None else [self.project_z, self.project_q]
-        z_and_q = [unit_norm(split_heads(p(mixed), self.heads).to(_memory_dtype(x))) for p in projections]
+        parts = blocks(x)
+        z_and_q, tail = self._enter(parts, None if state is None else state.tail, lengths)
         y, anchor, running = self._remember(z_and_q, state, lengths)
-        y = merge_heads(functional.rms_norm(y, y.shape[-1:])).to(x.dtype) * self.norm.to(x.dtype)
-        y = self.project_out(y * functional.silu(self.project_gate(x)))
+        y = join([self._leave(*both) for both in zip(y.split([p.shape[1] for p in parts], 1), parts, strict=True)])
         count = torch.zeros(len(x), dtype=torch.long, device=x.device) if state is None else state.count
         count = (count + (x.shape[1] if lengths is None else lengths.to(count.device))) % self.chunk_size
         return y, SelfModifyingState(tail, anchor, running, count)
+
+    def _enter(
+        self, parts: Sequence[Tensor], tail: Tensor | None, lengths: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Blocks of x (B, T, D) → z and q (B, T, H, K), and the convolution's new tail."""
+        projections = [self.project_z] if self.project_q is None else [self.project_z, self.project_q]
+        made, begin = [], 0
+        for x in parts:
+            real = None if lengths is None else (lengths - begin).clamp(0, x.shape[1])
+            mixed, tail = self.conv(x, tail, real)
+            made.append([unit_norm(split_heads(p(mixed), self.heads).to(_memory_dtype(x))) for p in projections])
+            begin += x.shape[1]
+        assert tail is not None
+        return [join(part) for part in zip(*made, strict=True)], tail
+
+    def _leave(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the memory read, y (B, T, H, K), and x (B, T, D) → (B, T, D): norm, gate and projection."""
+        y = merge_heads(functional.rms_norm(y, y.shape[-1:])).to(x.dtype) * self.norm.to(x.dtype)
+        return self.project_out(y * functional.silu(self.project_gate(x)))
 
     def _remember(
         self, z_and_q: list[Tensor], state: SelfModifyingState | None, lengths: Tensor | None

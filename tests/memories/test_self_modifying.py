@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from nestling.core.state import detach, flatten, nbytes, replace, select_rows, stack_rows, tensors, unflatten
+from nestling.memories import projections
 from nestling.memories.projections import ShortConvolution
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.ops import dispatch
@@ -129,6 +130,28 @@ def test_padding_changes_nothing(variant, aged):
         alone, own = memory(x[row : row + 1, :n], past)
         torch.testing.assert_close(y[row : row + 1, :n], alone, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(memory(follow[row : row + 1], own)[0], after[row : row + 1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [None, [14, 9, 0]])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_blocks_of_a_long_sequence_change_nothing(size, lengths, monkeypatch):
+    """The layer's own arithmetic in blocks of so many tokens: outputs, state and gradients of the whole."""
+    memory, x = layer(), sequence(rows=3)
+    begun = detach(stack_rows([memory(sequence(1, age))[1] for age in (0, 2, 7)], [1] * 3))
+    lengths = lengths and torch.tensor(lengths)
+    real = torch.ones(3, 14, 1) if lengths is None else (torch.arange(14) < lengths[:, None])[..., None]
+
+    def results():
+        memory.zero_grad()
+        inputs = x.clone().requires_grad_()
+        y, state = memory(inputs, begun, lengths)
+        ((y * real).square().sum() + sum(e.sum() for e in state.running)).backward()
+        return [y * real, *tensors(state), inputs.grad, *(p.grad.clone() for p in memory.parameters())]
+
+    want = results()
+    monkeypatch.setattr(projections, "BLOCK", size * 3 * 16)
+    for a, b in zip(results(), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -19,7 +19,7 @@ from nestling.ops.self_modifying.derivatives import differentiable
 from nestling.ops.self_modifying.features import scale, unit_backward
 from nestling.ops.self_modifying.triangular import decays
 
-KEEP_BYTES = 256 * 2**20  # of intermediates in one call, those of its last chunks; the backward pass makes the others again
+KEEP_BYTES = 256 * 2**20  # of intermediates in one call: its last chunks'; the backward pass makes the others again
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -170,7 +170,7 @@ def _by_memory(parameters: Parameters) -> Tensor:
 def _write(z: Tensor, E: Tensor, parameters: Parameters, eta_max: float) -> Kept:
     """What one chunk z (n, C, F) generates and writes into the state E, and what backward needs."""
     W, rates = parameters.weight, parameters.rates
-    (n, C, F), M = z.shape, rates.shape[1]
+    (n, C), M = z.shape[:2], rates.shape[1]
     V = W.shape[-1] // M
     generators = W[..., :-V] + E[..., :-V]
     kv = torch.bmm(z, generators[..., : 2 * V]).view(n, C, 2, V)
@@ -228,8 +228,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in z and in the starting state, from G in the final state and those in the chunk's four outputs.
 
-    states: before and after the chunk; W as `_by_memory` gives it. Decays only enter through e^{g_t - g_s} and products with what they scale, so
-    their gradients collapse: that of g_C is <E', G>, that of g_t is p·(gradient of p read) - (gradient of error)·(target - M_0 k).
+    states: before and after the chunk; W as `_by_memory` gives it. Decays only enter through e^{g_t - g_s} and
+    products with what they scale, so their gradients collapse: that of g_C is <E', G>, that of g_t is
+    p·(gradient of p read) - (gradient of error)·(target - M_0 k).
     """
     n, C, M, V = s.target.shape
     F, (E, after) = z.shape[-1], states
