@@ -11,7 +11,7 @@ Imports below: ops, optim, memories, models, testing. The repository's benchmark
 """
 
 from nestling.bench import cost
-from nestling.bench.cases import OPS, OpCase, Shape
+from nestling.bench.cases import OPS, OpCase, Shape, chosen
 from nestling.bench.long import decoding, lengths, long_step, slopes, stream
 from nestling.bench.measure import Timing, ceilings, peak_bytes, side_by_side, threads
 from nestling.bench.optimizers import STEPS, StepCase, steps
@@ -28,6 +28,7 @@ __all__ = [
     "Timing",
     "by_chunk",
     "ceilings",
+    "chosen",
     "cost",
     "decoding",
     "layers",

@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Rows, tokens, heads, width of a head, tokens per chunk (of `cms_update`: per write)."""
+    """Rows, tokens, heads, width of a head, tokens per chunk (of the CMS ops: per write)."""
 
     rows: int = 2
     tokens: int = 1024
@@ -40,26 +40,40 @@ class OpCase:
     Attributes:
         op: its name in `nestling.ops.dispatch`.
         inputs: float64 leaves of a shape on the CPU. call: (form, leaves, chunk_size) -> outputs and final state.
-        cost: per token and head at (width, chunk_size).
+        cost: per token and head at (width, chunk_size). by_head: whether the op has heads.
+        forward_only: forms without a backward pass. half: whether a GPU runs it in bfloat16 rather than float32.
     """
 
     op: str
     inputs: Callable[[Shape], Inputs]
     call: Callable[[Any, Inputs, int], Any]
     cost: Callable[[int, int], counts.Cost]
+    by_head: bool = True
+    forward_only: tuple[str, ...] = ()
+    half: bool = True
 
-    def forms(self, device: str = "cpu") -> tuple[str, ...]:
-        """The forms that can run on the device, the reference first."""
+    def forms(self, device: str = "cpu", *, training: bool = False) -> tuple[str, ...]:
+        """The forms that can run on the device, the reference first; in training those with a backward pass."""
         kernels = [f for f in ("triton", "fla") if device.startswith("cuda") and find_spec(f)]
-        return tuple(f for f in dispatch.FORMS[self.op] if f in ("reference", "chunk", *kernels))
+        forms = (f for f in dispatch.FORMS[self.op] if f in ("reference", "chunk", "batched", *kernels))
+        return tuple(f for f in forms if not (training and f in self.forward_only))
+
+    def dtype(self, device: str) -> torch.dtype:
+        """What the op is measured in."""
+        return torch.bfloat16 if device.startswith("cuda") and self.half else torch.float32
 
     def run(self, form: str, made: Inputs, chunk_size: int) -> list[Tensor]:
         """Every floating output: what is read and the final state."""
         return [y for y in _tensors(self.call(form, made, chunk_size)) if y.is_floating_point()]
 
     def total(self, shape: Shape) -> counts.Cost:
-        """Per token, all heads (`cms_update` has none)."""
-        return (1 if self.op == "cms_update" else shape.heads) * self.cost(shape.width, shape.chunk_size)
+        """Per token, all heads."""
+        return (shape.heads if self.by_head else 1) * self.cost(shape.width, shape.chunk_size)
+
+
+def chosen(device: str, tokens: int = 1024) -> dict[str, dispatch.Choice]:
+    """What `dispatch` runs for each op at the usual widths, and why."""
+    return {op: dispatch.choose(op, tokens, device=device) for op in dispatch.FORMS}
 
 
 def made(case: OpCase, shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
@@ -151,6 +165,19 @@ def _cms_inputs(s: Shape) -> Inputs:
     return {"x": x, "error": error, "rate": torch.full((s.rows, s.tokens), 0.01, dtype=torch.float64)}
 
 
+def _cms_writes(s: Shape) -> Inputs:
+    """One write for every chunk of tokens, all at once."""
+    writes, C, K = s.rows * max(1, s.tokens // s.chunk_size), min(s.tokens, s.chunk_size), s.width
+    left, right = (_normal(writes, C, K) for _ in range(2))
+    scale = torch.full((writes,), -0.01, dtype=torch.float64)
+    return {"delta": _normal(writes, K, K), "left": left, "right": right, "scale": scale}
+
+
+def _squares(s: Shape) -> Inputs:
+    """As many square matrices of the width as make one row per token and head."""
+    return {"X": _normal(s.rows * s.heads * max(1, s.tokens // s.width), s.width, s.width)}
+
+
 OPS: dict[str, OpCase] = {
     "linear_attention": OpCase(
         "linear_attention", _linear_attention, _exact("linear_attention"), counts.linear_attention
@@ -169,5 +196,22 @@ OPS: dict[str, OpCase] = {
         _cms_inputs,
         lambda form, x, C: dispatch.cms_update(**x, period=C, form=form),
         lambda K, C: counts.cms_update(K, K, C),
+        by_head=False,
+    ),
+    "cms_write": OpCase(
+        "cms_write",
+        _cms_writes,
+        lambda form, x, C: dispatch.cms_write(**x, keep=0.9, form=form),
+        lambda K, C: counts.cms_write(K, K, C),
+        by_head=False,
+        forward_only=("triton",),
+    ),
+    "newton_schulz": OpCase(
+        "newton_schulz",
+        _squares,
+        lambda form, x, C: dispatch.newton_schulz(x["X"], form=form),
+        lambda K, C: counts.newton_schulz(K, K),
+        forward_only=("triton",),
+        half=False,  # bfloat16 is chosen by its own error there: ops/newton_schulz/README.md
     ),
 }

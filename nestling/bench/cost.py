@@ -103,6 +103,18 @@ def cms_update(inputs: int, outputs: int, period: int) -> Cost:
     return Cost(2 * inputs * outputs, inputs + outputs + 3 * inputs * outputs / period)
 
 
+def cms_write(inputs: int, outputs: int, period: int) -> Cost:
+    """The factored gradient of a period as one product, added to what was written before."""
+    return Cost(2 * inputs * outputs, inputs + outputs + 2 * inputs * outputs / period)
+
+
+def newton_schulz(rows: int, columns: int, steps: int = 5) -> Cost:
+    """Per row of a matrix: three products a step, of the matrix with itself, of the square, and of both."""
+    small = min(rows, columns)
+    square = 2 * small**3 / rows
+    return Cost(steps * (4 * columns * small + square), 2 * columns)
+
+
 # --- layers and models, per token -------------------------------------------------------------------------------
 
 

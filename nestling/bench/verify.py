@@ -29,12 +29,16 @@ Results = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor | None]]]
 def op_gate(
     case: OpCase, form: str, shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> str | None:
-    """None where the form agrees with the reference on a few chunks and an open one, else what differs."""
+    """None where the form agrees with the reference on a few chunks and an open one, else what differs; in outputs
+    alone where the form has no backward pass."""
     small = replace(shape, rows=min(shape.rows, 2), tokens=min(shape.tokens, 2 * shape.chunk_size + 5))
+    trains = form not in case.forward_only
 
     def results(name: str, kind: torch.dtype) -> tuple[list[Tensor], list[Tensor | None]]:
-        leaves = {n: x.detach().to(kind).requires_grad_() for n, x in made(case, small, dtype, device).items()}
+        leaves = {n: x.detach().to(kind).requires_grad_(trains) for n, x in made(case, small, dtype, device).items()}
         outputs = case.run(name, leaves, small.chunk_size)
+        if not trains:
+            return outputs, []
         used = [y for y in outputs if y.requires_grad]
         return outputs, list(torch.autograd.grad(random_loss(used), list(leaves.values()), allow_unused=True))
 

@@ -1,4 +1,5 @@
-"""`nestling doctor`: what is installed, and whether a model trains, reads, saves and restores on this machine."""
+"""`nestling doctor`: what is installed, which form of each op is chosen here and why, and whether a model trains,
+reads, saves and restores on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ EXTRAS = {"matplotlib": "plot", "tokenizers": "bpe", "tensorboard": "track", "ri
 def run(parser: Parser, arguments: list[str]) -> int:
     """Print what was found; returns 1 if a check failed."""
     args = parser.read(arguments)
-    facts = machine() | packages()
+    facts = machine() | packages() | forms()
     checks = {name: outcome(check) for name, check in CHECKS.items()}
     failed = [name for name, (good, _) in checks.items() if not good]
     if args.json:
@@ -61,6 +62,14 @@ def packages() -> dict[str, str]:
     found = {name: installed(name) or "missing" for name in ("torch", "numpy", "safetensors")}
     missing = "missing; pip install 'nestling[{}]'"
     return found | {name: installed(name) or missing.format(extra) for name, extra in EXTRAS.items()}
+
+
+def forms() -> dict[str, str]:
+    """What `dispatch` runs for a long call of each op here, at its default widths, and why."""
+    from nestling.bench import chosen
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {f"form of {op}": f"{form}: {reason}" for op, (form, reason) in chosen(device).items()}
 
 
 def installed(name: str) -> str | None:

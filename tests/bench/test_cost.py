@@ -55,7 +55,7 @@ def test_ops(name: str) -> None:
     formula = SHAPE.count * case.total(SHAPE).flops * TWICE.get(name, 1.0)
 
     def forward():
-        return [y for y in case.run("chunk", leaves, SHAPE.chunk_size) if y.requires_grad]
+        return [y for y in case.run(case.forms()[1], leaves, SHAPE.chunk_size) if y.requires_grad]
 
     assert counted(forward) == pytest.approx(formula, rel=0.05)
     assert 0.92 * 3 <= counted(lambda: sum(y.sum() for y in forward()).backward()) / formula <= 4.1

@@ -6,22 +6,45 @@ import pytest
 import torch
 
 from nestling.bench import suites
-from nestling.bench.cases import OPS, Shape
+from nestling.bench.cases import OPS, Shape, made
+from nestling.bench.measure import threads
 from nestling.bench.verify import distance, model_gate, op_gate
 from nestling.bench.workloads import model, text
+from nestling.testing import random_loss
 
 SHAPE = Shape(rows=1, tokens=8, heads=1, width=4, chunk_size=4)
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_the_chunk_forms_pass(name: str) -> None:
-    assert op_gate(OPS[name], "chunk", SHAPE) is None
+    assert op_gate(OPS[name], OPS[name].forms()[1], SHAPE) is None
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_two_threads_give_the_numbers_of_one(name: str) -> None:
+    """At a size that torch divides among threads: outputs, final state and every gradient."""
+    case, shape, found = OPS[name], Shape(rows=2, tokens=256, heads=4, width=32, chunk_size=32), []
+    for count in (1, 2):
+        with threads(count):
+            leaves = made(case, shape, torch.float32, "cpu")
+            outputs = case.run(case.forms()[1], leaves, shape.chunk_size)
+            loss = random_loss([y for y in outputs if y.requires_grad])
+            found.append([*outputs, *torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)])
+    assert max(distance(a, b) for a, b in zip(*found, strict=True)) < 1e-5
 
 
 def test_kernels_are_forms_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestling.bench.cases.find_spec", lambda name: name == "triton")
     assert OPS["gated_delta_rule"].forms() == ("reference", "chunk")
     assert OPS["gated_delta_rule"].forms("cuda") == ("reference", "chunk", "triton")
+    assert OPS["newton_schulz"].forms("cuda") == ("reference", "batched", "triton")
+    assert OPS["newton_schulz"].forms("cuda", training=True) == ("reference", "batched")
+
+
+@pytest.mark.parametrize("name", ["cms_write", "newton_schulz"])
+def test_a_kernel_without_a_backward_pass_is_held_to_its_outputs(name: str) -> None:
+    pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+    assert op_gate(OPS[name], "triton", SHAPE) is None
 
 
 def broken(part: str):
@@ -60,12 +83,12 @@ def test_a_red_gate_prints_no_speed() -> None:
 
 
 def test_models_pass_and_a_missing_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model("hope", dim=16, depth=1, heads=1, chunk_size=8, periods=(16, float("inf")), match=None)
-    words = text(1, 40, made.config.vocab_size)
-    assert model_gate(made, words) is None
-    loss = type(made).loss
-    monkeypatch.setattr(type(made), "loss", lambda self, t: (loss(self, t)[0] + 1e-3 * self.norm.weight.sum(), None))
-    assert (model_gate(made, words) or "green").startswith("output 0")
+    hope = model("hope", dim=16, depth=1, heads=1, chunk_size=8, periods=(16, float("inf")), match=None)
+    words = text(1, 40, hope.config.vocab_size)
+    assert model_gate(hope, words) is None
+    loss = type(hope).loss
+    monkeypatch.setattr(type(hope), "loss", lambda self, t: (loss(self, t)[0] + 1e-3 * self.norm.weight.sum(), None))
+    assert (model_gate(hope, words) or "green").startswith("output 0")
 
 
 def test_distance_is_relative_and_sees_nothing_as_zero() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from nestling.cli.main import COMMANDS, main
 from nestling.evals import NEEDLES
+from nestling.ops import dispatch
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -328,6 +329,9 @@ def test_doctor_passes_here(capsys) -> None:
     said = json.loads(passing(capsys, "doctor", "--json"))
     assert said["ok"] and all(check["ok"] for check in said["checks"].values())
     assert said["facts"]["torch"] == torch.__version__
+    for op in dispatch.FORMS:
+        form, reason = dispatch.choose(op, 1024, device="cuda" if torch.cuda.is_available() else "cpu")
+        assert said["facts"][f"form of {op}"] == f"{form}: {reason}"
     assert "all 5 checks passed" in passing(capsys, "doctor")
 
 

@@ -22,7 +22,7 @@ def inputs(R, O, I, B=2):
 
 
 @KEEP
-@pytest.mark.parametrize(("R", "O", "I"), [(1, 3, 5), (63, 7, 4), (100, 5, 6), (1000, 4, 3)])
+@pytest.mark.parametrize(("R", "O", "I"), [(1, 3, 5), (63, 7, 4), (100, 5, 6), (1000, 4, 3), (4096, 3, 2)])
 def test_the_product_equals_the_loop_with_every_gradient(R, O, I, keep):
     chunk_equals_loop(chunk, reference, inputs(R, O, I), keep=keep)
 
