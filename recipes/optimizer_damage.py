@@ -33,7 +33,7 @@ from recipes.vision_tasks import CLASSES, MLP, Images, batches, load, measure, s
 RUNS, RESULTS = Path("runs/optimizer_damage"), "optimizer_damage"
 SEEDS, SWEEP_SEED = [0, 1, 2, 3, 4], 100
 SAMPLES, STEPS, BATCH, WARMUP, COPIES = 2_000, 300, 64, 20, 100
-BASELINES = ("AdamW", "SGD-momentum", "Muon")
+BASELINES, OFF = ("AdamW", "SGD-momentum", "Muon"), "M3, no slow memory"
 NOISE, ORDER = "heavy-tailed gradients", "sorted stream"
 AMOUNTS: dict[str, tuple[float, ...]] = {
     "none": (0,),
@@ -148,8 +148,8 @@ def compare(accuracies: dict[str, list[float]]) -> Cell:
     made: Cell = {}
     for name, values in accuracies.items():
         made[name] = {"seeds": values, "interval": bounds(interval(values))}
-        for other in BASELINES:
-            if other != name:
+        for other in (*BASELINES, OFF):
+            if other != name and (other != OFF or name == "M3"):
                 difference = paired(values, accuracies[other])
                 word = verdict(difference, smaller_is_better=False)
                 made[name][f"minus {other}"] = {"interval": bounds(difference), "verdict": word}

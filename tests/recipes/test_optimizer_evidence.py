@@ -51,12 +51,13 @@ def test_a_run_that_diverges_ends() -> None:
 
 
 def test_verdicts_follow_the_rule() -> None:
-    steady = {name: [0.5, 0.6, 0.7] for name in ("AdamW", "SGD-momentum", "Muon")}
+    steady = {name: [0.5, 0.6, 0.7] for name in ("AdamW", "SGD-momentum", "Muon", "M3, no slow memory")}
     made = compare({**steady, "M3": [0.52, 0.621, 0.719]})
     assert made["M3"]["minus AdamW"]["verdict"] == "better"
     assert made["M3"]["minus AdamW"]["interval"] == pytest.approx([0.02, 0.02 - 0.0024841, 0.02 + 0.0024841], abs=1e-6)
     assert made["Muon"]["minus AdamW"]["verdict"] == "no difference shown"
-    assert "minus Muon" not in made["Muon"]
+    assert made["M3"]["minus M3, no slow memory"] == made["M3"]["minus AdamW"]
+    assert "minus Muon" not in made["Muon"] and "minus M3, no slow memory" not in made["Muon"]
 
 
 def test_less_forgetting_is_better_and_divergence_is_worst() -> None:
