@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 RESULTS, FIGURES = Path("results"), Path("docs/figures")
+FLOOR = 45  # per cent; what falls lower leaves its panel
 COLOURS = {
     "AdamW": "#1a1a1a",
     "SGD-momentum": "#8a8a8a",
@@ -46,6 +47,9 @@ def damage() -> Path:
             ax.errorbar(where, means, bars, color=COLOURS[name], marker=".", lw=1, elinewidth=1, label=name)
         ax.set(title=kind, xlabel=unit, xticks=range(len(by_amount)), xticklabels=list(by_amount))
         ax.set_ylabel("accuracy on clean images, %")
+        if ax.get_ylim()[0] < FLOOR - 5:
+            ax.set_ylim(bottom=FLOOR)
+            ax.set_title(f"{kind} (some fall below {FLOOR} %)")
     legend(axes.flat[-1], axes.flat[0])
     return saved(figure, "optimizer_damage")
 
