@@ -14,9 +14,12 @@ from nestling.core.level import Level
 from nestling.core.state import state_class
 from nestling.memories.projections import ShortConvolution, blocks, join, merge_heads, split_heads, unit_norm
 from nestling.ops import dispatch
-from nestling.ops.self_modifying import READ, Rule, memory_names
+from nestling.ops.self_modifying import GENERATORS, READ, Rule, memory_names
+
+__all__ = ["GENERATORS", "Rule", "SelfModifyingState", "SelfModifyingTitans"]
 
 MemoryKind = Literal["features", "linear", "mlp"]
+_KEEP_ALL = 1e4  # a gate bias at which alpha is exactly 1
 _DESCRIPTION = {
     "features": "matrix on fixed features",
     "linear": "matrix",
@@ -52,11 +55,13 @@ class SelfModifyingTitans(nn.Module):
         memory: MemoryKind = "features",
         rule: Rule | None = None,
         adaptive_q: bool = False,
-        half_life: float = 2048,
+        frozen: Sequence[str] = (),
+        half_life: float | None = 2048,
         generator_rate: float = 0.1,
         convolution: ShortConvolution | None = None,
     ) -> None:
-        """expansion: memory hidden width / head width; half_life: of the read memory at initialisation, in tokens;
+        """expansion: memory hidden width / head width; frozen: memories that no token writes, so that they generate by
+        a fixed map; half_life: of the read memory at initialisation, in tokens, None = nothing is forgotten;
         generator_rate: how fast the memories that generate k, v, eta, alpha (, q) start, relative to the read one;
         convolution: in front of z and q, None = width 4 with SiLU (state tracking wants ShortConvolution(dim, 1))."""
         super().__init__()
@@ -66,6 +71,9 @@ class SelfModifyingTitans(nn.Module):
             raise ValueError(f"convolution has dim={convolution.dim}, the layer {dim}; give both the same")
         self.rule = rule if rule is not None else default_rule(memory)
         self.names = memory_names(6 if adaptive_q else 5)
+        if any(name not in self.names[:-1] for name in frozen):
+            raise ValueError(f"frozen={tuple(frozen)} must name some of {', '.join(self.names[:-1])}")
+        self.frozen = tuple(frozen)
         width = dim // heads
         hidden = round(expansion * width) if memory != "linear" else width
         M = len(self.names)
@@ -84,13 +92,16 @@ class SelfModifyingTitans(nn.Module):
         self.gate_weight = nn.Parameter(torch.randn(2, heads, width))  # eta, alpha
         # Vectors, not matrices: rules such as "decay what has two dimensions" must not touch them.
         self.eta_bias = nn.Parameter(torch.zeros(heads))
-        self.alpha_bias = nn.Parameter(torch.full((heads,), _logit_of(half_life)))
+        self.alpha_bias = None if half_life is None else nn.Parameter(torch.full((heads,), _logit_of(half_life)))
         self.rate_logit = nn.Parameter(torch.full((heads * (M - 1),), _logit(generator_rate)))
 
     @property
     def rates(self) -> Tensor:
         """(H, M): how fast each memory is written and decays, relative to the read memory, which has 1."""
-        return functional.pad(self.rate_logit.sigmoid().view(self.heads, -1), (0, 1), value=1.0)
+        rates = functional.pad(self.rate_logit.sigmoid().view(self.heads, -1), (0, 1), value=1.0)
+        for name in self.frozen:
+            rates = rates * (torch.arange(len(self.names), device=rates.device) != self.names.index(name))
+        return rates
 
     def forward(
         self, x: Tensor, state: SelfModifyingState | None = None, lengths: Tensor | None = None
@@ -133,13 +144,14 @@ class SelfModifyingTitans(nn.Module):
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """z and q (B, T, H, K) through the op, outside autocast → y (B, T, H, K), anchor, running."""
         z, *q = z_and_q
+        alpha_bias = self.alpha_bias if self.alpha_bias is not None else torch.full_like(self.eta_bias, _KEEP_ALL)
         with torch.autocast(z.device.type, enabled=False):
             y, new = dispatch.self_modifying(
                 z,
                 q[0] if q else None,
                 tuple(p.to(z.dtype) for p in self.initial),
                 self.gate_weight.to(z.dtype),
-                torch.stack([self.eta_bias, self.alpha_bias]).to(z.dtype),
+                torch.stack([self.eta_bias, alpha_bias]).to(z.dtype),
                 self.rates.to(z.dtype),
                 rule=self.rule,
                 chunk_size=self.chunk_size,
@@ -151,10 +163,14 @@ class SelfModifyingTitans(nn.Module):
         matrices = len(self.initial)
         return y, list(new[:matrices]), list(new[matrices:])
 
-    def half_lives(self) -> dict[str, float]:
-        """Tokens until an unwritten memory has halved its distance to where it decays to, at a neutral gate."""
+    def half_lives(self) -> dict[str, float | None]:
+        """Tokens until an unwritten memory has halved its distance to where it decays to, at a neutral gate; None = it
+        does not decay."""
+        if self.alpha_bias is None:
+            return dict.fromkeys(self.names)
         log_alpha = functional.logsigmoid(self.alpha_bias).detach()[:, None] * self.rates.detach()
-        return dict(zip(self.names, (math.log(0.5) / log_alpha.mean(0)).tolist(), strict=True))
+        half_lives = (math.log(0.5) / log_alpha.mean(0)).tolist()
+        return {n: None if n in self.frozen else t for n, t in zip(self.names, half_lives, strict=True)}
 
     def levels(self) -> list[Level]:
         """One level per memory."""
@@ -169,7 +185,7 @@ class SelfModifyingTitans(nn.Module):
                 objective=objective.replace("v̂", "v") if name == READ and not self.rule.self_values else objective,
                 rule=rule,
                 clock="token",
-                period=1 if name == READ and self.rule.read == "causal" else self.chunk_size,
+                period=self._period(name),
                 parameters=parameters,
                 half_life=half_life,
                 transfer="initialisation (meta-learned)",
@@ -178,6 +194,12 @@ class SelfModifyingTitans(nn.Module):
             for (name, half_life), parameters in zip(self.half_lives().items(), own, strict=True)
         ]
 
+    def _period(self, name: str) -> float:
+        """Tokens between two writes that are read."""
+        if name in self.frozen:
+            return math.inf
+        return 1 if name == READ and self.rule.read == "causal" else self.chunk_size
+
 
 def default_rule(memory: MemoryKind) -> Rule:
     """The write that goes with a memory: reflections (eta up to 2) need a memory linear in what is written."""
@@ -185,7 +207,7 @@ def default_rule(memory: MemoryKind) -> Rule:
 
 
 def _check(
-    dim: int, heads: int, expansion: float, chunk_size: int, memory: str, half_life: float, generator_rate: float
+    dim: int, heads: int, expansion: float, chunk_size: int, memory: str, half_life: float | None, generator_rate: float
 ) -> None:
     if heads < 1 or dim % heads:
         raise ValueError(f"dim={dim} is not divisible by heads={heads}; choose a multiple")
@@ -195,7 +217,7 @@ def _check(
         raise ValueError(f"chunk_size is {chunk_size}; use at least 1 token")
     if expansion <= 0 or (memory == "linear" and expansion != 1):
         raise ValueError(f"expansion is {expansion}; use a positive number, and 1 for linear memories")
-    if half_life <= 0 or not 0 < generator_rate < 1:
+    if (half_life is not None and half_life <= 0) or not 0 < generator_rate < 1:
         raise ValueError(f"half_life={half_life} must be positive and generator_rate={generator_rate} in (0, 1)")
 
 

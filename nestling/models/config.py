@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ..memories.continuum import DIRECTIONS, InnerRule, check_periods
 
 Periods = tuple[float, ...]
+ADAPTIVE = ("q", "k", "v", "eta", "alpha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class ModelConfig:
         hidden: hidden width of one block's MLPs together; 0 = 8/3 of dim.
         window: sliding window of attention; None = full.
         chunk_size, expansion: chunk and hidden width (times head width) of the sequence memories.
+        adaptive: which of q, k, v, eta, alpha a Hope makes with memories that are written; the others are fixed maps.
+        dgd, decay: whether a Hope's memories erase what is stored at a key before they write it, and forget.
         periods: token periods of the CMS levels, fast to slow; inf = frozen.
         inner_lr: rate of the CMS writes, one or one per period; 0 = static.
         inner_rule, inner_relative, inner_bound, inner_erase, inner_decay, inner_kappa, inner_online, inner_learned:
@@ -40,6 +43,9 @@ class ModelConfig:
     window: int | None = None
     chunk_size: int = 64
     expansion: int = 1
+    adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
+    dgd: bool = True
+    decay: bool = True
     periods: Periods = (math.inf,)
     inner_lr: float | tuple[float, ...] = 0.02
     inner_rule: str = "sgd"
@@ -60,6 +66,10 @@ class ModelConfig:
             object.__setattr__(self, "periods", tuple(self.periods))
         if isinstance(self.inner_lr, list):
             object.__setattr__(self, "inner_lr", tuple(self.inner_lr))
+        if isinstance(self.adaptive, list):
+            object.__setattr__(self, "adaptive", tuple(self.adaptive))
+        if any(name not in ADAPTIVE for name in self.adaptive):
+            raise ValueError(f"adaptive={self.adaptive} must name some of {', '.join(ADAPTIVE)}")
         for name in ("vocab_size", "dim", "depth", "heads", "chunk_size", "expansion"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

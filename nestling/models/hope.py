@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..memories.self_modifying import SelfModifyingTitans
+from ..memories.self_modifying import GENERATORS, Rule, SelfModifyingTitans
 from .config import ModelConfig
 from .lm import LanguageModel
 
@@ -18,4 +18,13 @@ class Hope(LanguageModel):
 
 def titans_of(config: ModelConfig) -> nn.Module:
     """The self-modifying Titans of one block."""
-    return SelfModifyingTitans(config.dim, config.heads, expansion=config.expansion, chunk_size=config.chunk_size)
+    return SelfModifyingTitans(
+        config.dim,
+        config.heads,
+        expansion=config.expansion,
+        chunk_size=config.chunk_size,
+        rule=Rule() if config.dgd else Rule(erase="none"),
+        adaptive_q="q" in config.adaptive,
+        frozen=[name for name in GENERATORS if name not in config.adaptive],
+        half_life=2048 if config.decay else None,
+    )
