@@ -5,16 +5,23 @@ Importing it registers both with the Auto classes. Needs the extra `hf` (transfo
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .cache import NestlingCache
 from .convert import convert_to_cms
-from .converted import ConvertedConfig, ConvertedForCausalLM, ReadingOutput
+from .converted import ConvertedConfig, ConvertedForCausalLM
+from .modeling import NestlingConfig, NestlingForCausalLM
 from .pretrained import PretrainedReader
+from .reading import ReadingOutput
 
-AutoConfig.register(ConvertedConfig.model_type, ConvertedConfig, exist_ok=True)
-AutoModelForCausalLM.register(ConvertedConfig, ConvertedForCausalLM, exist_ok=True)
+for config, model in ((ConvertedConfig, ConvertedForCausalLM), (NestlingConfig, NestlingForCausalLM)):
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 __all__ = [
     "ConvertedConfig",
     "ConvertedForCausalLM",
+    "NestlingCache",
+    "NestlingConfig",
+    "NestlingForCausalLM",
     "PretrainedReader",
     "ReadingOutput",
     "convert_to_cms",

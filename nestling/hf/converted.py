@@ -6,23 +6,23 @@ levels under a model type and a file name of their own, so that nothing loads th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..core.level import Levels
 from ..memories.continuum import DIRECTIONS, ContinuumLevel, InnerRule
 from ..models import State
+from .cache import CACHE
+from .card import write_card
 from .generation import check_cache
 from .mlps import bendable
+from .modeling import restore_rates
 from .pretrained import PretrainedReader, PretrainedShape
+from .reading import read_with_state
 
 VARIANT = "nestling"  # weights lie in model.nestling.safetensors
 RULE_FIELDS = ("relative", "bound", "erase", "decay", "kappa", "online", "learned", "reset")
@@ -41,6 +41,7 @@ class ConvertedConfig(PretrainedConfig):
     """
 
     model_type = "nestling_converted"
+    keys_to_ignore_at_inference = ["state", CACHE]
 
     def __init__(
         self,
@@ -70,13 +71,6 @@ class ConvertedConfig(PretrainedConfig):
         rest = dict(self.rule)
         direction = DIRECTIONS[rest.pop("direction")]
         return [InnerRule(rate=rate, direction=direction, **rest) for rate in self.rates]
-
-
-@dataclass
-class ReadingOutput(CausalLMOutputWithPast):
-    """The output of a causal language model, and `state`: what to read on with."""
-
-    state: State | None = None
 
 
 class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -180,39 +174,12 @@ class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: Any, *, variant: str | None = VARIANT, **options: Any) -> None:
         """As in transformers, under a file name that the plain model's class does not look for; and a model card."""
         super().save_pretrained(save_directory, variant=variant, **options)
+        parameters = sum(p.numel() for p in self.parameters())
+        write_card(save_directory, f"{self.pretrained.config.model_type}, converted", self.levels(), parameters)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, variant: str | None = VARIANT, **options: Any) -> Any:
         """As in transformers."""
         made = super().from_pretrained(name, *args, variant=variant, **options)
-        model = made[0] if isinstance(made, tuple) else made
-        for which, path in zip(model.config.assignment, model.config.modules, strict=True):
-            level, rate = model.pretrained.get_submodule(path), float(model.config.rates[which])
-            if not model.config.rule["learned"]:  # not in the file: it is in the config
-                level.inner_log_rate = torch.tensor(math.log(rate) if rate > 0 else -math.inf, device=model.device)
+        restore_rates(made[0] if isinstance(made, tuple) else made)
         return made
-
-
-def read_with_state(
-    reader: Any,
-    tokens: Tensor | None,
-    attention_mask: Tensor | None,
-    labels: Tensor | None,
-    learn: bool,
-    state: State | None,
-    options: dict[str, Any],
-) -> ReadingOutput:
-    """One call of a `ReadingModel` in the words of transformers."""
-    known = {"return_dict", "use_cache", "num_items_in_batch", "position_ids"}
-    wrong = [k for k, v in options.items() if k not in known and v is not None and v is not False]
-    if tokens is None or wrong:
-        raise ValueError(f"forward with learn or state: input_ids are needed, {wrong} cannot be used; leave them out")
-    mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-    if labels is None:
-        out = reader(tokens, state, learn=learn, mask=mask)
-        return ReadingOutput(logits=out.logits, state=out.state)
-    targets = torch.full_like(labels, -1)
-    targets[:, :-1] = labels[:, 1:]
-    out = reader(tokens, state, learn=learn, mask=mask)
-    count = (targets >= 0).sum() if options.get("num_items_in_batch") is None else options["num_items_in_batch"]
-    return ReadingOutput(loss=reader.loss_of_logits(out.logits, targets) / count, logits=out.logits, state=out.state)

@@ -15,8 +15,9 @@ def check_cache(input_ids: Tensor | None, options: dict[str, Any]) -> None:
     cache = options.get("cache", options.get("past_key_values"))
     if cache is None or input_ids is None:
         return
-    seen = int(cache.get_seq_length())
-    if input_ids.shape[1] <= seen:
+    seen, mask = int(cache.get_seq_length()), options.get("attention_mask")
+    said = mask is not None and mask.shape[1] > input_ids.shape[1]  # how transformers knows that only new ids came
+    if input_ids.shape[1] <= seen and not said:
         raise ValueError(
             f"generate: the cache has seen {seen} tokens, but only {input_ids.shape[1]} ids were given; give the whole "
             "history, or keep a conversation in nestling.Session, which takes only what is new"

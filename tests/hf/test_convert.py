@@ -192,8 +192,11 @@ def test_training_through_the_writes():
     model, tokens = converted(), text(2, 17)
     labels = tokens.clone()
     labels[:, 10:] = -100
+    with torch.no_grad():
+        read = model(tokens, labels=labels, learn=True)
+    expected = torch.nn.functional.cross_entropy(read.logits[:, :9].flatten(0, 1), tokens[:, 1:10].flatten())
+    torch.testing.assert_close(read.loss, expected)
     out = model(tokens, labels=labels, learn=True)
-    expected = torch.nn.functional.cross_entropy(out.logits[:, :9].flatten(0, 1), tokens[:, 1:10].flatten())
     torch.testing.assert_close(out.loss, expected)
     out.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
