@@ -7,6 +7,7 @@ follow from it, and are loaded when first used:
     ops        the arithmetic: each recurrence as the loop that is its equation, and in parallel form
     memories   memories of tokens: attention, linear, Titans, self-modifying Titans, continuum memory
     models     memories stacked by period: Transformer++, Hope-Attention, Hope
+    sessions   one memory per reader: read, chat, save, fork, undo
     hf         the same for pretrained models of transformers, which `import nestling` does not load
     data, train, evals, introspect, cli, demo
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nestling.introspect import levels
     from nestling.memories.continuum import learn
     from nestling.models.state_file import load_state, save_state
+    from nestling.sessions import Session
 
 FOLDERS = (
     "cli",
@@ -33,17 +35,19 @@ FOLDERS = (
     "models",
     "ops",
     "optim",
+    "sessions",
     "testing",
     "train",
 )
 HOME = {
+    "Session": "nestling.sessions",
     "learn": "nestling.memories.continuum",
     "levels": "nestling.introspect",
     "load_state": "nestling.models.state_file",
     "save_state": "nestling.models.state_file",
 }
 
-__all__ = ["__version__", "learn", "levels", "load_state", "save_state"]
+__all__ = ["Session", "__version__", "learn", "levels", "load_state", "save_state"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evals": {"core", "data", "models", "version"},
     "bench": {"core", "memories", "models", "ops", "optim", "testing"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
+    "sessions": {"core", "memories", "models"},
     "hf": {"core", "memories", "models", "version"},
-    "cli": {"bench", "core", "data", "demo", "evals", "hf", "introspect", "models", "train", "version"},
+    "cli": {"bench", "core", "data", "demo", "evals", "hf", "introspect", "models", "sessions", "train", "version"},
 }
 TOP = {"__init__", "__main__"}  # join everything
 NEEDED = {"torch", "numpy", "safetensors"}

@@ -10,6 +10,7 @@ NAMES = [
     "levels",
     "load_state",
     "save_state",
+    "Session",
     "core",
     "ops",
     "optim",

@@ -106,9 +106,9 @@ class Llama2cTokenizer:
     def vocab_size(self) -> int:
         return len(self.pieces)
 
-    def encode(self, text: str, *, begin: bool = True) -> np.ndarray:
-        """Ids (n,) int64; `begin` = start with the begin-of-text id and the space that the vocabulary expects."""
-        start, text = ([BEGIN], f" {text}" if text else "") if begin else ([], text)
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> np.ndarray:
+        """Ids (n,) int64; special tokens are the begin-of-text id and the space that the vocabulary then expects."""
+        start, text = ([BEGIN], f" {text}" if text else "") if add_special_tokens else ([], text)
         words = re.split(r"(?= )", text) if self.by_words else [text]
         return np.asarray(start + [i for word in words for i in self._merged(word)], dtype=np.int64)
 

@@ -12,7 +12,7 @@ from .presets import MODELS, NAMES, PRESETS, build, config_of, count, from_confi
 from .reading_model import Output, ReadingModel
 from .samba import Samba
 from .state import Segment, State
-from .state_file import load_state, save_state
+from .state_file import load_state, read_tree, save_state, write_tree
 from .transformer import Transformer
 
 __all__ = [
@@ -39,5 +39,7 @@ __all__ = [
     "from_config",
     "load_state",
     "matched",
+    "read_tree",
     "save_state",
+    "write_tree",
 ]

@@ -100,6 +100,8 @@ class ReadingModel(nn.Module, ABC):
         mask: Tensor | None = None,
         state: State | None = None,
         new_document: Tensor | None = None,
+        *,
+        learn: bool = True,
     ) -> tuple[Tensor, State]:
         """Mean next-token loss in nats, with writes on: the training entry. One `loss.backward()` follows.
 
@@ -108,13 +110,13 @@ class ReadingModel(nn.Module, ABC):
 
         Args:
             tokens: (B, T). targets: (B, T), the token after each (negative = none); None = the next token of the row.
-            mask, state, new_document: as in `forward`.
+            mask, state, new_document, learn: as in `forward`.
         """
         with _recordable():
             text, _ = pack(tokens.clone(), targets, mask, new_document, self.config.vocab_size)
             wanted = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
             immediate = wanted if self.config.outer == "segment" and self.config.bptt == 0 else []
-            reader = Reader(self, text, learn=True, logits=False, score=True, parameters=immediate)
+            reader = Reader(self, text, learn=learn, logits=False, score=True, parameters=immediate)
             carried = reader.run(self._tree(state, len(tokens)))
             count = int((text.targets >= 0).sum())
             if count == 0:
