@@ -75,27 +75,32 @@ class MemoryAsContext(nn.Module):
         The memory runs in float32 at least, also under autocast. Raises ValueError for a width other than dim.
         """
         check_width(x, self.dim)
-        rows, tokens = x.shape[:2]
         outputs, done = list[Tensor](), 0
-        while True:
-            size, left = tokens - done, None if lengths is None else lengths.to(x.device) - done
-            if size > 1:
-                size = self._piece(state, rows, size, left)
-            mine = None if left is None else left.clamp(0, size)
+        for size in self._pieces(state, len(x), x.shape[1], lengths):
+            mine = None if lengths is None else (lengths.to(x.device) - done).clamp(0, size)
             y, state = self._read(x[:, done : done + size], state, mine)
             outputs.append(y)
             done += size
-            if done >= tokens:
-                return torch.cat(outputs, 1), state
+        assert state is not None
+        return torch.cat(outputs, 1), state
 
-    def _piece(self, state: ContextState | None, rows: int, size: int, left: Tensor | None) -> int:
-        """Tokens that no row's segment ends before; a row that has read all of its own does not count."""
-        if state is None:
-            return min(size, self.chunk_size)
-        room = self.chunk_size - state.memory.count
-        if left is not None:
-            room = room.masked_fill(left <= 0, size)
-        return min(size, int(room.min())) if rows else size
+    def _pieces(self, state: ContextState | None, rows: int, tokens: int, lengths: Tensor | None) -> list[int]:
+        """Sizes of the pieces of a call, each of which ends where a row's segment ends, or at the end.
+
+        One token is one piece; more read the counts on the host, once. A row that has read all of its own tokens does
+        not count.
+        """
+        if tokens <= 1:
+            return [tokens]
+        count = [0] * rows if state is None else state.memory.count.tolist()
+        left = [tokens] * rows if lengths is None else lengths.tolist()
+        sizes = list[int]()
+        while tokens > sum(sizes):
+            size = min([tokens - sum(sizes), *(self.chunk_size - c for c, n in zip(count, left, strict=True) if n > 0)])
+            count = [(c + min(n, size)) % self.chunk_size for c, n in zip(count, left, strict=True)]
+            left = [max(n - size, 0) for n in left]
+            sizes.append(size)
+        return sizes
 
     def _read(self, x: Tensor, state: ContextState | None, lengths: Tensor | None) -> tuple[Tensor, ContextState]:
         """A part of one segment in every row."""

@@ -48,6 +48,11 @@ def test_chunk_equals_reference_with_every_gradient(T, chunk_size, kind):
     chunk_equals_loop(named(chunk), named(reference), inputs(T, kind), chunk_size=chunk_size, rtol=1e-9)
 
 
+def test_chunk_equals_reference_over_a_thousand_tokens():
+    made = {n: x for n, x in inputs(1000, "linear", batch=1).items() if n not in STATE}
+    chunk_equals_loop(named(chunk), named(reference), made, chunk_size=16, rtol=1e-9)
+
+
 OPEN = [  # tokens, tokens in each row's open chunk, lengths; chunks of 8
     (1, [3, 7, 0], [1, 0, 1]),
     (5, [3, 3, 3], None),
