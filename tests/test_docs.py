@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hf.needs import need
+
 ROOT = Path(__file__).parents[1]
 PATTERNS = ("*.md", "docs/*.md", "nestling/**/README.md", "recipes/*.md", "benchmarks/*.md")
 PAGES = sorted([path for pattern in PATTERNS for path in ROOT.glob(pattern)])
@@ -19,12 +21,15 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
 
 
+NEED_TRANSFORMERS = {"docs/hugging_face.md"}
 WITH_CODE = [page for page in PAGES if blocks(page)]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run in order, in one namespace, in an empty folder."""
+    if page.relative_to(ROOT).as_posix() in NEED_TRANSFORMERS:
+        need("transformers")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": f"snippets of {page.name}"}
     for line, source in blocks(page):

@@ -12,7 +12,7 @@ from nestling.cli.parser import Parser, UsageError, nearest, positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nestling.models import LanguageModel
+    from nestling.models import ReadingModel
 
 EPILOG = """\
   nestling eval perplexity emma --model runs/train-1
@@ -54,7 +54,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
     return 0
 
 
-def prepared(args: Namespace) -> tuple[LanguageModel, Tensor, float]:
+def prepared(args: Namespace) -> tuple[ReadingModel, Tensor, float]:
     """The model, windows (n, T + 1) of the text, and bytes per token."""
     from nestling.data import held_out_windows, load_documents, tokenize
 
@@ -65,7 +65,7 @@ def prepared(args: Namespace) -> tuple[LanguageModel, Tensor, float]:
     return model, windows, sum(len(text.encode()) for text in documents) / len(tokens)
 
 
-def by_position(args: Namespace, model: LanguageModel, windows: Tensor, bytes_per_token: float) -> dict[str, Any]:
+def by_position(args: Namespace, model: ReadingModel, windows: Tensor, bytes_per_token: float) -> dict[str, Any]:
     """Loss by position in the window, and by context."""
     from nestling.evals import perplexity
 
@@ -75,7 +75,7 @@ def by_position(args: Namespace, model: LanguageModel, windows: Tensor, bytes_pe
     return result.to_dict()
 
 
-def with_memory(args: Namespace, model: LanguageModel, windows: Tensor) -> dict[str, Any]:
+def with_memory(args: Namespace, model: ReadingModel, windows: Tensor) -> dict[str, Any]:
     """Loss without and with what a memory file has learned."""
     from nestling.evals import forgetting
 

@@ -12,12 +12,12 @@ from nestling.cli.parser import Parser
 
 if TYPE_CHECKING:
     from nestling.data import Tokenizer
-    from nestling.models import LanguageModel, State
+    from nestling.models import ReadingModel, State
 
 
 def add_model(parser: Parser) -> None:
     """The options --model and --device."""
-    parser.add_argument("--model", metavar="RUN", required=True, help="the folder of a run of `nestling train`")
+    parser.add_argument("--model", metavar="RUN", required=True, help="the folder of a run, or of a converted model")
     parser.add_argument("--device", default="cpu", help="device of torch (default: cpu)")
 
 
@@ -27,7 +27,7 @@ def add_text(parser: Parser) -> None:
     parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
 
 
-def load_model(run: str, device: str) -> tuple[LanguageModel, Tokenizer]:
+def load_model(run: str, device: str) -> tuple[ReadingModel, Tokenizer]:
     """Model and tokenizer of a run folder, ready to read. Raises FileNotFoundError or ValueError."""
     from nestling.train import load_run
 
@@ -38,8 +38,20 @@ def load_model(run: str, device: str) -> tuple[LanguageModel, Tokenizer]:
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device={device} cannot be used: {str(error).splitlines()[0]}; use cpu") from error
+    if (Path(run) / "config.json").is_file():
+        return load_saved(run, place)
     model, tokenizer = load_run(run)
     return model.to(place).eval(), tokenizer
+
+
+def load_saved(folder: str, place: torch.device) -> tuple[ReadingModel, Tokenizer]:
+    """Model and tokenizer of a folder that `nestling convert` made. Raises ValueError if it is another one's."""
+    from nestling.hf.files import is_ours, load
+
+    if not is_ours(folder):
+        raise ValueError(f"--model={folder} holds a plain model; make levels of its MLPs first: nestling convert")
+    model, tokenizer = load(folder)
+    return model.to(place).reader, tokenizer
 
 
 def tokens_of(text: str, tokenizer: Tokenizer, device: str) -> Tensor:

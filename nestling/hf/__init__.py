@@ -3,7 +3,10 @@
 Importing it registers both with the Auto classes. Needs the extra `hf` (transformers); `import nestling` does not.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM
+try:
+    from transformers import AutoConfig, AutoModelForCausalLM
+except ImportError as error:
+    raise ImportError("nestling.hf needs the package transformers: pip install 'nestling[hf]'") from error
 
 from .cache import NestlingCache
 from .convert import convert_to_cms
