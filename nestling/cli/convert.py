@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,16 +13,13 @@ from torch import Tensor
 from nestling.cli import trained
 from nestling.cli.parser import Parser, UsageError
 
-if TYPE_CHECKING:
-    from nestling.hf import ConvertedForCausalLM
-
 EPILOG = """\
   nestling convert Qwen/Qwen3-0.6B --periods 512 2048 --out runs/qwen
   nestling convert stories260K.bin --tokenizer tok512.bin --old stories.txt --out runs/stories
   nestling read book.txt --model runs/stories --state memory.safetensors --compare
 
-The model computes what it did before until it reads with learning on. --old is text like what it was trained on: writes
-then spare what the model knows, and a rate means the same in every model. Needs: pip install 'nestling[hf]'.
+The model computes what it did before until it reads with learning on. Writes spare what it knows: as --old shows it,
+text like what it was trained on, or as it shows itself, by sampling. Needs: pip install 'nestling[hf]'.
 """
 PERIODS = [256, 512, 1024]
 WINDOW, WINDOWS = 256, 64  # tokens of one piece of old text, and pieces
@@ -58,26 +54,25 @@ def run(parser: Parser, arguments: list[str]) -> int:
     from nestling.hf.files import load_plain, save
 
     plain, tokenizer = load_plain(args.model, args.tokenizer)
+    old = None
+    if args.old:
+        ids = trained.tokens_of(trained.text_of(args.old, args.data), tokenizer, "cpu")[0]
+        old = pieces_of(ids, min(WINDOW, args.context or WINDOW), args.old)
     rates = args.rates[0] if args.rates and len(args.rates) == 1 else args.rates
     model = convert_to_cms(
-        plain.eval(), args.periods, rates=rates, target_modules=args.target_modules, context=args.context
+        plain.eval(), args.periods, rates=rates, target_modules=args.target_modules, context=args.context, old_text=old
     )
-    if args.old:
-        calibrate(model, trained.tokens_of(trained.text_of(args.old, args.data), tokenizer, "cpu")[0], args.old)
     save(model, tokenizer, args.out, args.tokenizer if Path(args.model).is_file() else None)
     report(args, model)
     return 0
 
 
-def calibrate(model: ConvertedForCausalLM, ids: Tensor, name: str) -> None:
-    """Show the model pieces of old text from all over it. Raises ValueError if there is not one whole piece."""
-    length = min(WINDOW, model.config.context)
+def pieces_of(ids: Tensor, length: int, name: str) -> Tensor:
+    """Pieces (n, length) from all over a text. Raises ValueError if there is not one whole piece."""
     if len(ids) < length:
         raise ValueError(f"--old={name} has {len(ids)} tokens; give at least {length}")
-    pieces = min(WINDOWS, len(ids) // length)
-    starts = torch.linspace(0, len(ids) - length, pieces).long().tolist()
-    for i, start in enumerate(starts):
-        model.calibrate(ids[None, start : start + length], keep=i / (i + 1))
+    starts = torch.linspace(0, len(ids) - length, min(WINDOWS, len(ids) // length)).long().tolist()
+    return torch.stack([ids[start : start + length] for start in starts])
 
 
 def report(args: argparse.Namespace, model: torch.nn.Module) -> None:
@@ -89,5 +84,5 @@ def report(args: argparse.Namespace, model: torch.nn.Module) -> None:
         print(json.dumps({"out": args.out, "old": args.old, "levels": boxes.as_dicts()}, indent=2))
         return
     print(boxes.table())
-    known = "with statistics of old text" if args.old else "without statistics of old text (see --old)"
-    print(f"\n{args.model} is converted, {known}: {args.out}")
+    known = args.old or "text that it sampled itself"
+    print(f"\n{args.model} is converted; its writes spare what it needs for {known}. It is in {args.out}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..memories.continuum import DIRECTIONS, InnerRule, check_periods
 from .converted import RULE_FIELDS, ConvertedConfig, ConvertedForCausalLM
 from .mlps import check_family, find_mlps, probe
+from .own_text import LENGTH, own_text
 
 CONTEXT = 1024  # tokens of context where the model would allow for more: what a reading keeps in memory
-RATE = 0.01  # of the fastest level; every next one writes half as much
+RATE = 0.04  # in units of the weights
 
 
 def convert_to_cms(
@@ -24,6 +26,8 @@ def convert_to_cms(
     target_modules: str | Sequence[str] | None = None,
     rule: InnerRule | None = None,
     context: int | None = None,
+    old_text: Tensor | None = None,
+    calibrate: bool = True,
 ) -> ConvertedForCausalLM:
     """Make levels of the MLPs of a pretrained causal language model. Its function is the same until a level writes.
 
@@ -34,10 +38,14 @@ def convert_to_cms(
         periods: tokens between two writes, fast to slow; inf = never.
         assign: "layers" = contiguous groups of layers, the slow levels in the early layers; or for every MLP, first
             layer first, the index of its period.
-        rates: one, or one per period, in units of the weights (see `InnerRule`); None = half as much per slower level.
+        rates: one, or one per period, in units of the weights (see `InnerRule`). A write is the mean over its period,
+            so at one rate a slow level moves less per token.
         target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
         rule: everything else about a write; its rate is not used. None = the default rule.
         context: tokens of context at most; None = what the model was made for, at most 1,024.
+        old_text: ids (B, T) like what the model was trained on, which writes shall spare; None = the model samples
+            some itself (32 rows of 128 tokens).
+        calibrate: False = no such text is read: writes spare nothing, and a rate is the length of every write.
     Raises ValueError for families that cannot be converted, naming them, and for values that do not fit together.
     """
     check_periods(periods)
@@ -58,7 +66,18 @@ def convert_to_cms(
         dtype=model.dtype,
     )
     probe(model, modules)
-    return ConvertedForCausalLM(config, model).train(model.training)
+    made = ConvertedForCausalLM(config, model).train(model.training)
+    if calibrate and (rule.relative or rule.kappa):
+        remember(made, old_text)
+    return made
+
+
+def remember(model: ConvertedForCausalLM, old_text: Tensor | None) -> None:
+    """Calibrate with the mean over old text, or over text of the model's own."""
+    if old_text is None:
+        old_text = own_text(model.pretrained, length=min(LENGTH, model.config.context))
+    for i, part in enumerate(old_text.split(8)):
+        model.calibrate(part, keep=i / (i + 1))
 
 
 def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> list[int]:
@@ -77,8 +96,7 @@ def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> li
 
 def rates_of(rates: float | Sequence[float] | None, periods: int) -> list[float]:
     """One rate per period, fast to slow."""
-    if rates is None:
-        return [RATE * 0.5**i for i in range(periods)]
+    rates = RATE if rates is None else rates
     chosen = [float(rates)] * periods if isinstance(rates, int | float) else [float(rate) for rate in rates]
     if len(chosen) != periods:
         raise ValueError(f"rates={chosen}: {len(chosen)} for {periods} periods; give one, or one per period")

@@ -40,8 +40,8 @@ def plain(family="Llama", seed=0):
 
 
 def converted(family="Llama", periods=(4, 8), seed=0, rates=0.05, **options):
-    """The same, converted; writes are long enough to be seen."""
-    return convert_to_cms(plain(family, seed), periods, rates=rates, **options)
+    """The same, converted; writes are long enough to be seen, and spare nothing."""
+    return convert_to_cms(plain(family, seed), periods, rates=rates, **{"calibrate": False} | options)
 
 
 def text(rows, length, seed=1):

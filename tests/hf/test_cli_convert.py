@@ -67,7 +67,7 @@ def test_it_prints_the_levels(stories, capsys, tmp_path):
     periods = {box["period"] for box in json.loads(said)["levels"] if box["clock"] == "token"}
     assert code == 0 and periods == {0, 256, 512, 1024}
     code, said = called(capsys, "convert", *model, "--out", tmp_path / "b", "--periods", "32", "inf")
-    assert code == 0 and "cms 32" in said and "without statistics of old text" in said
+    assert code == 0 and "cms 32" in said and "text that it sampled itself" in said
 
 
 def test_what_is_wrong_is_one_line(stories, capsys, tmp_path):

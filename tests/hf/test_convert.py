@@ -1,6 +1,7 @@
 """convert_to_cms: the same function until a level writes, for every family; then what the paper says."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import transformers  # noqa: E402
 
 from nestling.core.state import tensors  # noqa: E402
 from nestling.hf import convert_to_cms  # noqa: E402
+from nestling.hf.own_text import own_text  # noqa: E402
 from nestling.memories.continuum import InnerRule, continuum_levels  # noqa: E402
 from nestling.models import State  # noqa: E402
 from tests.hf.small import CONTEXT, FAMILIES, GROUPED, SHAPE, cache_of, converted, plain, text  # noqa: E402
@@ -29,7 +31,7 @@ def close(a, b, name):
 def test_the_function_is_the_same_until_a_level_writes(family):
     tokens, model = text(2, 21), plain(family)
     before = model(tokens, labels=tokens)
-    with_levels = convert_to_cms(model, (8, 16), rates=0.05)
+    with_levels = convert_to_cms(model, (8, 16), rates=0.05, calibrate=False)
     after = with_levels(tokens, labels=tokens)
     assert torch.equal(after.logits, before.logits) and torch.equal(after.loss, before.loss)
     learned = with_levels(tokens, learn=True)
@@ -66,7 +68,7 @@ def test_cuts_padding_and_rows_of_other_ages_change_nothing(family):
 def test_a_write_is_a_step_of_gradient_descent():
     model, tokens = plain().double(), text(1, 13)
     rule = InnerRule(relative=False, bound=math.inf, kappa=0)
-    learned = convert_to_cms(plain().double(), (8, 8), rates=0.5, rule=rule)(tokens, learn=True)
+    learned = convert_to_cms(plain().double(), (8, 8), rates=0.5, rule=rule, calibrate=False)(tokens, learn=True)
     start = model(tokens[:, :8], use_cache=True)
     with torch.enable_grad():
         loss = torch.nn.functional.cross_entropy(model(tokens[:, :8]).logits[0], tokens[0, 1:9])
@@ -106,19 +108,20 @@ def test_a_text_may_be_longer_than_the_context(family):
 def test_slow_levels_are_the_early_layers_unless_said_otherwise():
     shape = SHAPE | GROUPED | dict(num_hidden_layers=5)
     make = lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))  # noqa: E731
+    convert = partial(convert_to_cms, calibrate=False)
     periods = lambda m: [level.period for level in m.modules() if hasattr(level, "inner_unit")]  # noqa: E731
-    assert periods(convert_to_cms(make(), (4, 8, math.inf))) == [math.inf, math.inf, 8, 8, 4]
-    assert periods(convert_to_cms(make(), (4, 8), assign=[0, 0, 1, 1, 0])) == [4, 4, 8, 8, 4]
-    assert periods(convert_to_cms(make(), (4,), target_modules=r".*\.[34]\.mlp")) == [4, 4]
-    maps = convert_to_cms(make(), (4,), target_modules=["mlp.down_proj"])
+    assert periods(convert(make(), (4, 8, math.inf))) == [math.inf, math.inf, 8, 8, 4]
+    assert periods(convert(make(), (4, 8), assign=[0, 0, 1, 1, 0])) == [4, 4, 8, 8, 4]
+    assert periods(convert(make(), (4,), target_modules=r".*\.[34]\.mlp")) == [4, 4]
+    maps = convert(make(), (4,), target_modules=["mlp.down_proj"])
     assert periods(maps) == [4] * 5
     with torch.no_grad():
         assert int(maps(text(1, 9), learn=True).state.writes) == 2
 
 
-def test_rates_fall_with_the_period_by_default():
+def test_one_rate_is_that_of_all_levels():
     rates = [level.rule.rate for level in continuum_levels(converted(rates=None)).values()]
-    assert rates[0] == rates[1] / 2 > 0
+    assert rates[0] == rates[1] > 0  # of the mean gradient: per token a slow level writes less
     assert [level.rule.rate for level in continuum_levels(converted(rates=(0.1, 0.2))).values()] == [0.2, 0.1]
 
 
@@ -142,6 +145,21 @@ def test_calibration_remembers_old_text():
         for m in level.maps.values():
             assert abs(float(m.inner_keys.diagonal().mean()) - 1) < 1e-5
     assert not torch.allclose(model(tokens, learn=True).logits, plainly, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_old_text_a_model_shows_itself_what_it_knows():
+    model = plain()
+    expected = torch.get_rng_state()
+    by_itself = convert_to_cms(model, (4, 8), rates=0.05)
+    assert torch.equal(torch.get_rng_state(), expected), "the caller's random state was used"
+    assert by_itself.config.calibrated and by_itself.training is False
+    given = converted(calibrate=True, old_text=own_text(plain(), length=CONTEXT))
+    assert by_itself.reader.fingerprint() == given.reader.fingerprint()
+    other = converted(calibrate=True, old_text=text(8, 20, seed=4))
+    assert by_itself.reader.fingerprint() != other.reader.fingerprint()
+    rows = own_text(plain(), 3, 7)
+    assert rows.shape == (3, 7) and rows[:, 0].tolist() == [1, 1, 1] and not (rows[:, 1:] == 2).any()
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_session_of_a_converted_model_is_kept(letters, tmp_path):
 
 
 def test_the_pretrained_model_learns_a_text_by_heart():
-    model = convert_to_cms(stories_model(), (64, 128), rates=0.02)
+    model = convert_to_cms(stories_model(), (64, 128), rates=0.02, calibrate=False)
     session = Session(model, stories_tokenizer())
     verse = "Jabberwocks burble in tulgey woods while slithy toves gyre and gimble near the wabe. "
     first = session.read(verse * 6).nats
