@@ -351,7 +351,8 @@ class Reader:
     def _flush(self) -> None:
         """Take the gradients of what is left in the graph."""
         if self.parameters and self.loss is not None:
-            self._collect(torch.autograd.grad(self.loss, self.parameters, allow_unused=True))
+            with torch.autocast(self.loss.device.type, enabled=False):  # the precision of the forward pass is kept
+                self._collect(torch.autograd.grad(self.loss, self.parameters, allow_unused=True))
             self.loss = None
 
     def _append(

@@ -209,6 +209,21 @@ def test_loss_has_the_gradients_of_the_cross_entropy(name):
 
 
 @pytest.mark.parametrize("name", BASELINES)
+def test_the_backward_pass_inside_loss_does_not_see_autocast(name):
+    """Its gradients are those of a backward pass that runs outside, where torch wants it: float32 stays float32."""
+    model, tokens = made(name).float(), text(2, 13)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model.loss(tokens)
+        logits = model(tokens).logits[:, :-1].flatten(0, 1).float()
+    loss.backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum").backward()
+    for n, p in model.named_parameters():
+        assert_close(ours[n], p.grad / tokens[:, 1:].numel(), n, 1e-5)
+
+
+@pytest.mark.parametrize("name", BASELINES)
 def test_counts(name):
     """Each parameter belongs to one box, and a state stays below the bytes that the boxes say."""
     model = made(name).float()

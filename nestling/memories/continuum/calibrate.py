@@ -28,7 +28,8 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         for m in level.maps.values()
         for trace in (now.tape or {}).get(m, ())
     ]
-    grads = torch.autograd.grad(loss, [trace.wanted for _, _, trace in uses])
+    with torch.autocast(loss.device.type, enabled=False):
+        grads = torch.autograd.grad(loss, [trace.wanted for _, _, trace in uses])
     with torch.no_grad():
         squares, sizes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for (level, m, trace), grad in zip(uses, grads, strict=True):

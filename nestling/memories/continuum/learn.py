@@ -82,7 +82,8 @@ def observe(
     tape = now.tape or {}
     uses = [(m, trace) for m, traces in tape.items() for trace in traces]
     wanted = [trace.wanted for _, trace in uses] + list(also)
-    grads = torch.autograd.grad(loss, wanted, retain_graph=retain or exact, create_graph=exact, allow_unused=True)
+    with torch.autocast(loss.device.type, enabled=False):  # a backward pass has the precision of its forward pass
+        grads = torch.autograd.grad(loss, wanted, retain_graph=retain or exact, create_graph=exact, allow_unused=True)
     found: dict[nn.Module, list[tuple[Trace, Tensor]]] = {}
     for (m, trace), grad in zip(uses, grads[: len(uses)], strict=True):
         if grad is not None:
