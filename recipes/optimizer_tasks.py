@@ -41,6 +41,7 @@ FIGURE = Path("docs/figures/optimizer_tasks.png")
 SETTINGS = ("equal steps", "equal time")
 MEASURES = ("validation loss", "test loss", "test accuracy")
 BASELINES = ("AdamW", "Muon")
+PAIRS = [(name, other) for other in BASELINES for name in ZOO if name != other] + [("M3", "M3, no slow memory")]
 
 
 def training(problem: Problem, make: Make, rate: float, steps: int) -> Iterator[tuple[torch.optim.Optimizer, float]]:
@@ -157,13 +158,10 @@ def reported(task: str, setting: str, rates: dict[str, float], times: Cell, fold
             runs[name].append(train_cell(task, name, rates[name], seed, steps[name], folder))
     made: Cell = {"steps": steps, "runs": runs, "values": {}, "comparisons": {}}
     for what in (w for w in MEASURES if w in runs["AdamW"][0]):
-        for name in ZOO:
-            values = [run[what] for run in runs[name]]
-            made["values"].setdefault(what, {})[name] = None if None in values else vars(interval(values))
-            for other in BASELINES:
-                if other != name:
-                    key = f"{name} - {other}, {what}"
-                    made["comparisons"][key] = compared(values, [run[what] for run in runs[other]], "loss" in what)
+        values = {name: [run[what] for run in runs[name]] for name in ZOO}
+        made["values"][what] = {n: None if None in v else vars(interval(v)) for n, v in values.items()}
+        for name, other in PAIRS:
+            made["comparisons"][f"{name} - {other}, {what}"] = compared(values[name], values[other], "loss" in what)
     return made
 
 
@@ -251,8 +249,8 @@ def draw() -> Path:
             ax.set_title(f"{task}, {setting}", fontsize=10)
             ax.grid(axis="x", lw=0.4)
         axes[1, column].set_xlabel("validation loss, nats", fontsize=9)
+        axes[0, column].set_ylim(len(ZOO) - 0.5, -0.8)
     axes[0, 0].set_yticks(range(len(ZOO)), list(ZOO))
-    axes[0, 0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Software": None})
     return FIGURE

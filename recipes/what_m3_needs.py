@@ -2,8 +2,8 @@
 
     python -m recipes.what_m3_needs --data DIR
 
-Validation loss of the MLP, the ViT and the Transformer of learning_tasks.py at equal steps, at one rate for all, with
-seeds that no report uses. Writes results/what_m3_needs/<date>-<hardware>.json.
+Validation loss of the MLP and the ViT of learning_tasks.py at equal steps, at one rate for all, with seeds that no
+report uses. Writes results/what_m3_needs/<date>-<hardware>.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from recipes.learning_tasks import TASKS, Folder
 from recipes.optimizer_tasks import rounded, trained
 from recipes.optimizer_zoo import ZOO, Make
 
-RATES = {"mlp": 3e-3, "vit": 9e-3, "transformer": 9e-3}  # Muon's best
+RATES = {"mlp": 3e-3, "vit": 9e-3}  # Muon's best
 SEEDS = (101, 102, 103)
 RUNS = Path("runs/what_m3_needs")
 
