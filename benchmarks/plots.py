@@ -17,6 +17,9 @@ def by_length(axes: Any, records: Records) -> None:
         rows = [r for r in records["length"]["metrics"]["rows"] if r["name"] == name]
         axes.plot([r["length"] for r in rows], [r["tokens_per_second"] for r in rows], "o-", color=colour, label=name)
     axes.set(xscale="log", yscale="log", xlabel="tokens of the sequence", ylabel="tokens/s, forward + backward")
+    lengths = sorted({r["length"] for r in records["length"]["metrics"]["rows"]})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], fontsize=8)
+    axes.set_xticks([], minor=True)
     axes.set_title("against context length")
     axes.legend(fontsize=8)
 
