@@ -67,9 +67,10 @@ def test_chunk_equals_reference_with_every_gradient(T, chunk_size, momentum, kin
     chunk_equals_loop(named(chunk), named(reference), inputs(T, kind, momentum), chunk_size=chunk_size)
 
 
+@KINDS
 @pytest.mark.parametrize(("T", "chunk_size"), [(1000, 1), (1000, 16), (4096, 64)])
-def test_chunk_equals_reference_over_thousands_of_tokens(T, chunk_size):
-    made = inputs(T, batch=1, H=1)
+def test_chunk_equals_reference_over_thousands_of_tokens(T, chunk_size, kind):
+    made = inputs(T, kind, batch=1, H=1)
     made["eta"] = made["eta"] / chunk_size  # a chunk sums its gradients
     chunk_equals_loop(named(chunk), named(reference), made, chunk_size=chunk_size)
 
