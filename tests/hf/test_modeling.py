@@ -106,7 +106,7 @@ def test_a_card_that_somebody_wrote_stays(tmp_path):
 
 def test_a_wrong_config_is_refused():
     with pytest.raises(ValueError, match="unknown key"):
-        NestlingForCausalLM(NestlingConfig(model={"name": "hope", "widht": 3}))
+        NestlingForCausalLM(NestlingConfig(model={"name": "hope", "breadth": 3}))
 
 
 @pytest.mark.parametrize("learn", [False, True])
