@@ -1,0 +1,314 @@
+"""Formal languages: trained on strings of at most 40 symbols, read on longer ones, by length and by chunk size.
+
+    python -m recipes.formal_languages
+    python -m recipes.formal_languages --models hope --languages parity "a^n b^n" --seeds 1
+    python -m recipes.formal_languages --table                # the committed result as a table
+    python -m recipes.formal_languages --figure               # and as docs/figures/formal_languages.png
+
+A language is solved at a chunk size if every position of every test string up to four times the training length is
+right, for every seed. All models are trained alike: half of a batch are strings of any length, half are long ones, and
+targets are smoothed, which keeps asking for a larger margin when all training strings are right already. Rates: the
+same three for every model, one seed, two languages, by how many other strings of up to twice the training length are
+wholly right.
+
+`hope` is made of options of the library: matrices as memories, a convolution of one token (so that a symbol is always
+the same key), one head, no decay at initialisation, generators that hardly move, one block whose writes reflect (erase,
+eta up to 2) and one whose writes only add, all of them equally much at initialisation (eta saturated). Its loss has one
+term that the others have not: a little of the root of 1 + energy, the energy being the squares of what the adding
+memory holds at the end of a string. What opens and what closes is then made to cancel exactly; without it a count is
+right on short strings only (docs/log.md). `hope-plain` is the same model without that term, `hope-default` is
+`nestling.models.build("hope")` of the same shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestling.evals.formal_languages import LANGUAGES, PAPER, Language
+from nestling.evals.suite import NOTHING, Examples, score
+from nestling.memories.projections import ShortConvolution
+from nestling.memories.self_modifying import SelfModifyingTitans
+from nestling.models import NAMES, LanguageModel, Output, State, config_of, from_config, matched
+from nestling.models.config import ModelConfig
+from nestling.ops.self_modifying import Rule
+from recipes.cells import Cell, cell, write_result
+
+LENGTH, STEPS, BATCH, SMOOTHING = 40, 400, 32, 0.1
+DECAY, ENERGY = 0.1, 1e-2
+RATES = (1e-2, 5e-3, 2e-2)
+SWEPT = ("parity", "shuffle-2")
+BINS = ((1, LENGTH), (LENGTH + 1, 4 * LENGTH), (4 * LENGTH + 1, 256), (1001, 1024))
+STRINGS, TEST_SEED, VALIDATION_SEED = 64, 10_000, 20_000
+CHUNK, CHUNKS = 64, (1, 16, 32, 64)
+SHAPE: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 1}
+RUNS = Path("runs/formal_languages")
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def hope(config: ModelConfig) -> LanguageModel:
+    """Hope for state tracking, see above."""
+    erases: Iterator[Literal["decayed", "none"]] = cycle(("decayed", "none"))
+
+    def mixer(config: ModelConfig) -> nn.Module:
+        erase = next(erases)
+        layer = SelfModifyingTitans(
+            config.dim,
+            config.heads,
+            chunk_size=config.chunk_size,
+            memory="linear",
+            rule=Rule(erase=erase),
+            half_life=1e6,
+            generator_rate=1e-4,
+            convolution=ShortConvolution(config.dim, width=1, activation=False),
+        )
+        nn.init.ones_(layer.conv.weight)
+        if erase == "none":
+            nn.init.constant_(layer.eta_bias, 8.0)
+        return layer
+
+    return LanguageModel(config, mixer)
+
+
+class LSTM(nn.Module):
+    """Embedding, an LSTM of torch, head."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, tokens: Tensor, state: State | None = None, learn: bool = True) -> Output:
+        return Output(self.head(self.lstm(self.embedding(tokens))[0]), state)  # type: ignore[arg-type]
+
+
+def config_for(name: str, vocab_size: int, chunk_size: int) -> ModelConfig:
+    """The shape of a model. CMS levels are frozen: there is no next token here that they could learn from."""
+    shape = SHAPE | {"vocab_size": vocab_size, "periods": (math.inf,), "inner_lr": 0.0, "chunk_size": chunk_size}
+    if name in ("hope", "hope-plain"):
+        return config_of("hope", **shape)
+    return matched(config_of("hope" if name == "hope-default" else name, **shape), parameters(vocab_size))
+
+
+def parameters(vocab_size: int) -> int:
+    """Parameters of `hope`, which the others match within 2 %."""
+    return hope(config_for("hope", vocab_size, CHUNK)).num_parameters()
+
+
+def make(name: str, vocab_size: int, chunk_size: int = CHUNK) -> nn.Module:
+    """A model by its name in the table."""
+    if name == "lstm":
+        goal = parameters(vocab_size)
+        width = min(range(4, 128), key=lambda w: abs(8 * w * w + 8 * w + (2 * w + 1) * vocab_size - goal))
+        return LSTM(vocab_size, width)
+    make_one: Callable[[ModelConfig], LanguageModel] = hope if name in ("hope", "hope-plain") else from_config
+    return make_one(config_for(name, vocab_size, chunk_size))
+
+
+OWN = ("hope", "hope-plain", "hope-default", "lstm")
+MODELS = (*OWN, *(name for name in NAMES if name not in ("hope", "hope-attention")))
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def train(model: nn.Module, language: Language, lr: float, seed: int, energy: float) -> float:
+    """AdamW with warm-up, cosine and clipping on fresh strings; the mean loss of the last 20 steps."""
+    optimizer = torch.optim.AdamW(groups(model), lr=lr, betas=(0.9, 0.95))
+    shape = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
+    losses = []
+    for step in range(STEPS):
+        strings = batch(language, seed * 1_000_003 + step)
+        loss = loss_on(model, strings, SMOOTHING, energy)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        shape.step()
+        losses.append(loss.item())
+    return sum(losses[-20:]) / 20
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Matrices decay, vectors do not."""
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    return [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def batch(language: Language, seed: int) -> Examples:
+    """Half of the strings of any length up to `LENGTH`, half within 8 of it."""
+    parts = [language.examples(BATCH // 2, (low, LENGTH), 2 * seed + i) for i, low in enumerate((1, LENGTH - 8))]
+    tokens, targets = (
+        torch.cat([F.pad(t, (0, LENGTH - t.shape[1]), value=value) for t in made])
+        for made, value in (([p.tokens for p in parts], 0), ([p.targets for p in parts], NOTHING))
+    )
+    return Examples(tokens, targets)
+
+
+def loss_on(model: nn.Module, strings: Examples, smoothing: float = 0.0, energy: float = 0.0) -> Tensor:
+    """Cross-entropy in nats per asked position, and `energy` times the root of 1 + the adding memories' energy."""
+    term = torch.zeros(())
+    if energy:
+        assert isinstance(model, LanguageModel)
+        hidden, states = model.body(strings.tokens, [None] * len(model.blocks), ends(strings))
+        logits = model.head(hidden)
+        held = [state.running[0][:, :, -1] for state in states[1::2]]  # (B, H, K, V) of the memory that is read
+        term = energy * torch.sqrt(1 + sum(h.square().sum((1, 2, 3)).mean() for h in held))
+    else:
+        logits = model(strings.tokens).logits
+    flat = logits.flatten(0, 1), strings.targets.flatten()
+    return F.cross_entropy(*flat, ignore_index=NOTHING, label_smoothing=smoothing) + term
+
+
+def ends(strings: Examples) -> Tensor:
+    """(B,): lengths of the strings."""
+    places = torch.arange(1, strings.targets.shape[1] + 1)
+    return ((strings.targets != NOTHING) * places).amax(1)
+
+
+def pace(step: int) -> float:
+    """Share of the rate: 20 steps of warm-up, then a cosine down to zero."""
+    return min(1, (step + 1) / 20) * (1 + math.cos(math.pi * min(1, step / STEPS))) / 2
+
+
+def run_cell(name: str, language: str, lr: float, seed: int) -> Cell:
+    """Train one model and read it at every chunk size."""
+
+    def work() -> Cell:
+        torch.manual_seed(seed)
+        task = LANGUAGES[language]
+        model = make(name, task.vocab_size)
+        loss = train(model, task, lr, seed, ENERGY if name == "hope" else 0.0)
+        made: Cell = {"parameters": sum(p.numel() for p in model.parameters()), "loss": loss}
+        found = score(model, task, STRINGS, (LENGTH + 1, 2 * LENGTH), seed=VALIDATION_SEED)
+        return made | {"validation": [found.exact_share, found.accuracy], "read": read(name, model, task)}
+
+    plain = "".join(c if c.isalnum() else "_" for c in language)
+    return cell(RUNS, f"{name}-{plain}-{lr:g}-{seed}", work)
+
+
+def read(name: str, model: nn.Module, language: Language) -> Cell:
+    """Shares of wholly right strings and of right positions, by chunk size and by bin of lengths."""
+    made: Cell = {}
+    chunked = isinstance(model, LanguageModel) and name != "transformer"
+    for chunk in CHUNKS if chunked else (CHUNK,):
+        reader = make(name, language.vocab_size, chunk)
+        reader.load_state_dict(model.state_dict())
+        scores = [score(reader, language, STRINGS, lengths, seed=TEST_SEED) for lengths in BINS]
+        made[str(chunk) if chunked else "any"] = [[s.exact_share, s.accuracy] for s in scores]
+    return made
+
+
+# --- table ------------------------------------------------------------------------------------------------------
+
+
+def sweep(name: str) -> dict[str, list[float]]:
+    """Validation of one seed by rate: wholly right strings and right positions, means over the swept languages."""
+    made = {}
+    for lr in RATES:
+        found = [run_cell(name, language, lr, 0)["validation"] for language in SWEPT]
+        made[f"{lr:g}"] = [sum(part) / len(SWEPT) for part in zip(*found, strict=True)]
+    return made
+
+
+def chosen_rate(swept: dict[str, list[float]]) -> float:
+    """The rate with the most wholly right strings; among equals, with the most right positions, then the first."""
+    return max(RATES, key=lambda lr: swept[f"{lr:g}"])
+
+
+def solved(cells: Sequence[Cell], up_to: int) -> list[str]:
+    """Chunk sizes at which every string up to `up_to` symbols is right for all seeds."""
+    bins = [i for i, (_, longest) in enumerate(BINS) if longest <= up_to]
+    return [chunk for chunk in cells[0]["read"] if all(c["read"][chunk][i][0] == 1 for c in cells for i in bins)]
+
+
+def report(names: Sequence[str], languages: Sequence[str], seeds: int) -> Path:
+    """Run what is missing, and write the result."""
+    metrics: Cell = {"bins": BINS, "sweep": {}, "chosen rate": {}, "cells": {}, "solved at four times the length": {}}
+    for name in names:
+        swept = metrics["sweep"][name] = sweep(name)
+        lr = metrics["chosen rate"][name] = chosen_rate(swept)
+        cells = {language: [run_cell(name, language, lr, seed) for seed in range(seeds)] for language in languages}
+        metrics["cells"][name] = cells
+        metrics["solved at four times the length"][name] = {k: solved(v, 4 * LENGTH) for k, v in cells.items()}
+    config = {"length": LENGTH, "steps": STEPS, "batch": BATCH, "smoothing": SMOOTHING, "rates": RATES}
+    config |= {
+        "chunk size in training": CHUNK,
+        "strings": STRINGS,
+        "versions": {name: LANGUAGES[name].version for name in languages},
+    } | SHAPE
+    config["rules of hope"] = [asdict(Rule()), asdict(Rule(erase="none"))]
+    return write_result("formal_languages", config, list(range(seeds)), metrics)
+
+
+def page(result: Cell) -> str:
+    """The result as markdown: strings wholly right, in %, least of all seeds, by bin; and where it is solved."""
+    metrics, lines = result["metrics"], []
+    titles = [f"{low}-{high}" for low, high in metrics["bins"]]
+    for name, cells in metrics["cells"].items():
+        lines += ["", f"**{name}** (rate {metrics['chosen rate'][name]:g})", ""]
+        lines += [f"| language | chunk | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+        for language, seeds in cells.items():
+            for chunk in seeds[0]["read"]:
+                least = [min(c["read"][chunk][i][0] for c in seeds) for i in range(len(titles))]
+                lines.append(f"| {language} | {chunk} | {' | '.join(f'{100 * share:g}' for share in least)} |")
+    return "\n".join(lines[1:])
+
+
+def draw(result: Cell, path: Path) -> None:
+    """Wholly right strings by length, every seed a line; chunked models read at chunk 16."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    metrics = result["metrics"]
+    languages = list(next(iter(metrics["cells"].values())))
+    titles = [f"{low}-{high}" for low, high in metrics["bins"]]
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5), sharex=True, sharey=True)
+    for panel, language in zip(axes.flat, languages, strict=False):
+        for i, (name, cells) in enumerate(metrics["cells"].items()):
+            for j, one in enumerate(cells[language]):
+                shares = [100 * exact for exact, _ in one["read"].get("16", one["read"].get("any"))]
+                label = name if j == 0 else None
+                panel.plot(titles, shares, color=f"C{i}", marker=".", linewidth=1.2, alpha=0.8, label=label)
+        panel.set_title(language, fontsize=10)
+    axes[0, 0].legend(fontsize=7)
+    figure.supylabel("strings without a wrong position, %", fontsize=9)
+    figure.supxlabel(f"symbols (trained to {LENGTH})", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--languages", nargs="+", choices=tuple(LANGUAGES), default=list(PAPER))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
+    parser.add_argument("--figure", action="store_true", help="draw docs/figures/formal_languages.png from it")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not (options.table or options.figure):
+        print(report(options.models, options.languages, options.seeds))
+    newest = json.loads(max(Path("results/formal_languages").glob("*.json")).read_text(encoding="utf-8"))
+    if options.figure:
+        draw(newest, Path("docs/figures/formal_languages.png"))
+    print(page(newest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The recipe of the formal languages: equal parameters, one gradient step of every model, and how its table reads."""
+
+import pytest
+import torch
+from torch import nn
+
+from nestling.evals.formal_languages import LANGUAGES
+from nestling.evals.suite import NOTHING
+from recipes.formal_languages import (
+    BATCH,
+    BINS,
+    DECAY,
+    LENGTH,
+    MODELS,
+    RATES,
+    batch,
+    chosen_rate,
+    ends,
+    groups,
+    loss_on,
+    make,
+    page,
+    parameters,
+    solved,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_equal_parameters_and_every_one_of_them_learns(name: str) -> None:
+    language = LANGUAGES["shuffle-2"]
+    model = make(name, language.vocab_size, chunk_size=4)
+    count = sum(p.numel() for p in model.parameters())
+    assert abs(count / parameters(language.vocab_size) - 1) < 0.02
+    strings = language.examples(2, (12, 12), seed=0)
+    loss_on(model, strings, smoothing=0.1).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_hope_reads_at_another_chunk_size_with_the_same_weights() -> None:
+    model = make("hope", 4, chunk_size=2)
+    other = make("hope", 4, chunk_size=8)
+    other.load_state_dict(model.state_dict())
+    blocks = [block for m in (model, other) for block in m.modules() if hasattr(block, "chunk_size")]
+    assert [block.chunk_size for block in blocks] == [2, 2, 8, 8]
+    assert [block.rule.erase for block in blocks] == ["decayed", "none"] * 2
+    assert all(
+        isinstance(m, nn.Module) and torch.isfinite(m(torch.zeros(1, 20).long()).logits).all() for m in (model, other)
+    )
+
+
+def test_a_language_is_solved_where_every_seed_is_always_right() -> None:
+    right, beyond, wrong = [[1.0, 1.0]] * 4, [[1.0, 1.0]] * 2 + [[0.5, 0.9]] * 2, [[1.0, 1.0], [0.99, 1.0]] * 2
+    cells = [{"read": {"1": right, "16": right, "32": right}}, {"read": {"1": right, "16": beyond, "32": wrong}}]
+    assert solved(cells, 4 * LENGTH) == ["1", "16"] and solved(cells, BINS[-1][1]) == ["1"]
+    assert solved(cells[:1], LENGTH) == ["1", "16", "32"]
+
+
+def test_the_rate_with_the_most_right_strings_is_chosen() -> None:
+    def rate(*shares: list[float]) -> float:
+        return chosen_rate({f"{lr:g}": share for lr, share in zip(RATES, shares, strict=True)})
+
+    assert rate([0.5, 0.99], [0.9, 0.91], [0.9, 0.95]) == RATES[2]
+    assert rate([0.9, 0.95], [0.9, 0.95], [0.5, 1.0]) == RATES[0]
+
+
+def test_the_energy_is_what_the_adding_memory_holds_at_the_end_of_each_string() -> None:
+    language, model = LANGUAGES["a^n b^n"], make("hope", 3)
+    strings = language.examples(3, (2, 12), seed=0)
+    parts = []
+    for tokens, end in zip(strings.tokens, ends(strings).tolist(), strict=True):
+        state = model.body(tokens[None, :end], [None] * 2)[1][1]
+        parts.append(state.running[0][:, :, -1].square().sum())
+    term = loss_on(model, strings, energy=0.5) - loss_on(model, strings)
+    assert term.item() == pytest.approx(0.5 * torch.sqrt(1 + sum(parts) / 3).item(), rel=1e-4)
+
+
+def test_a_batch_has_strings_of_every_length_and_long_ones() -> None:
+    made = batch(LANGUAGES["a^n b^n"], seed=0)
+    lengths = (made.targets != NOTHING).sum(1)
+    assert made.tokens.shape == (BATCH, LENGTH) and int(lengths[: BATCH // 2].min()) < LENGTH // 2
+    assert int(lengths[BATCH // 2 :].min()) >= LENGTH - 8
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    with_decay, without = groups(make("hope", 4))
+    assert (with_decay["weight_decay"], without["weight_decay"]) == (DECAY, 0.0)
+    assert {p.dim() > 1 for p in with_decay["params"]} == {True} and {p.dim() for p in without["params"]} == {1}
+
+
+def test_the_page_shows_the_worst_seed() -> None:
+    cells = {"parity": [{"read": {"16": [[share, 1.0]] * len(BINS)}} for share in (1.0, 0.25)]}
+    result = {"metrics": {"bins": BINS, "chosen rate": {"hope": 0.01}, "cells": {"hope": cells}}}
+    assert page(result).splitlines()[-1] == "| parity | 16 | 25 | 25 | 25 | 25 |"
