@@ -32,7 +32,7 @@ def joined(x):
 
 
 def test_linear_attention_is_attention_with_weights_phi_q_phi_k():
-    """(7)-(9) of Katharopoulos et al.: a weighted mean of the values."""
+    """Katharopoulos et al. 2020, causal: a weighted mean of the values."""
     layer, x = LinearAttention(DIM, HEADS, 4).double(), stream()
     q, k = (F.elu(heads(z)) + 1 for z in layer.project_qk(x).chunk(2, -1))
     weights = (q @ k.mT).tril()
@@ -41,7 +41,7 @@ def test_linear_attention_is_attention_with_weights_phi_q_phi_k():
 
 
 def test_retention_is_rotated_products_with_a_fixed_decay():
-    """(1)-(8) of Sun et al.: complex numbers turned by their position, gamma^(n-m), group norm, swish gate."""
+    """Sun et al. 2023: complex numbers turned by their position, gamma^(n-m), group norm, swish gate."""
     layer, x = Retention(DIM, HEADS, 4).double(), stream()
     n = torch.arange(T, dtype=torch.float64)
     angle = torch.exp(1j * n[:, None] * 10_000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8))
@@ -77,7 +77,7 @@ def written(q, k, v, beta, alpha):
 
 
 def test_delta_net():
-    """(2)-(4) of Yang et al. 2024."""
+    """Yang et al. 2024, with the layer around it."""
     layer, x = DeltaRule(DIM, HEADS, 4).double(), stream()
     beta = layer.gates.linear(x).sigmoid().transpose(1, 2)
     expected = written(*convolved(layer, x), beta, torch.ones_like(beta))
@@ -85,7 +85,7 @@ def test_delta_net():
 
 
 def test_gated_delta_net():
-    """(10) of Yang et al. 2025, with Mamba2's decay exp(-A softplus(W x + b)) and the output gate."""
+    """Yang et al. 2025, with Mamba2's decay exp(-A softplus(W x + b)) and the output gate."""
     layer, x = GatedDeltaRule(DIM, HEADS, 4, expansion=2).double(), stream()
     beta = layer.gates.linear(x).sigmoid().transpose(1, 2)
     step = (1 + layer.decay.linear(x).exp()).log()
@@ -152,7 +152,7 @@ def normed(x, weight=1.0):
 
 
 def test_titans_mag_and_mal():
-    """(26)-(31) of Behrouz et al. 2024; the memory itself is tests/ops/test_titans_op.py."""
+    """Sections 4.2, 4.3 of Behrouz et al. 2024; the memory itself is tests/ops/test_titans_op.py."""
     gate, layer, x = MemoryAsGate(DIM, HEADS, window=5).double(), MemoryAsLayer(DIM, HEADS, window=5).double(), stream()
     expected = normed(windowed(gate.attention, x, 5)) * normed(gate.memory(x)[0]).sigmoid()
     assert_close(gate(x)[0], expected, "memory as gate", 1e-9)
@@ -161,7 +161,7 @@ def test_titans_mag_and_mal():
 
 
 def test_titans_mac():
-    """(21)-(25) of Behrouz et al. 2024, segments of 4, token by token."""
+    """Section 4.1 of Behrouz et al. 2024, segments of 4, token by token."""
     layer, x = MemoryAsContext(DIM, HEADS, chunk_size=4).double(), stream()[:1]
     fixed, state, outputs = layer.project_kv(layer.persistent).chunk(2, -1), None, []
     for t in range(T):
