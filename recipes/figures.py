@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 RESULTS, FIGURES = Path("results"), Path("docs/figures")
 COLOURS = {"transformer": "#7a7a7a", "hope-attention": "#2b6cb0", "hope": "#c05621"}
-NOVELS = {"default": "the library's default", "chosen": "one period, erase 1/2, rate chosen on validation"}
+READINGS = {"limit 1 %": "#9ac1e6", "limit 0.5 %": "#2b6cb0", "default": "#7a7a7a"}
 LINES = {0: "-", 1: "--", 2: ":"}
 
 
@@ -67,34 +67,36 @@ def frontier(axes: Axes, name: str) -> None:
 
 
 def novels(axes: Axes) -> None:
-    """Each fresh novel at the frozen setting: gain against forgetting, a dot per model."""
+    """Each fresh novel by setting: the gain, a dot per model."""
     metrics = newest("fresh_novels")["metrics"]
-    lines = sorted(metrics["novels"].items(), key=lambda item: item[1]["chosen"]["gain"]["mean"])
-    for row, (_, line) in enumerate(lines):
-        for setting, colour in (("default", "#7a7a7a"), ("chosen", "#2b6cb0")):
-            gains = [cell[setting]["gain"] for cell in line["cells"]]
-            axes.plot(gains, [row] * len(gains), ".", color=colour, label=NOVELS[setting] if row == 0 else None)
+    order = sorted(metrics["strange bytes"], key=lambda n: metrics["limit 0.5 %"]["novels"][n]["gain"]["mean"])
+    for label, colour in READINGS.items():
+        for row, novel in enumerate(order):
+            gains = [cell["gain"] for cell in metrics[label]["novels"][novel]["cells"]]
+            shown = f"{label}: rate {metrics[label]['rate']:g}" if row == 0 else None
+            axes.plot(gains, [row] * len(gains), ".", color=colour, label=shown)
     axes.axvline(15, color="black", linewidth=0.6)
-    axes.set_yticks(range(len(lines)), [name.replace("_", " ") for name, _ in lines], fontsize=8)
+    axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order], fontsize=8)
     axes.set(xlabel="gain on the second half of 64 KB, %", xlim=(0, None))
     axes.set_title("thirteen fresh novels, three models each", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
 
 
-def frozen_setting(axes: Axes) -> None:
-    """Gain against forgetting: validation novels over rates as lines, fresh novels at the chosen rate as dots."""
+def fresh(axes: Axes) -> None:
+    """Gain against forgetting: validation novels over rates as lines, fresh novels at the chosen rates as dots."""
     metrics = newest("fresh_novels")["metrics"]
     for style, (text, curves) in enumerate(metrics["validation"]["curves"].items()):
         for i, curve in enumerate(curves):
             points = [(p["forgetting"], p["gain"]) for p in curve["points"]]
             label = f"{text.replace('_', ' ')} (validation)" if i == 0 else None
             axes.plot(*zip(*points, strict=True), color=f"C{style + 1}", linewidth=0.9, label=label)
-    cells = [cell["chosen"] for line in metrics["novels"].values() for cell in line["cells"]]
-    axes.plot([c["forgetting"] for c in cells], [c["gain"] for c in cells], ".", color="#2b6cb0", label="fresh novels")
+    for label, colour in READINGS.items():
+        cells = [cell for line in metrics[label]["novels"].values() for cell in line["cells"]]
+        axes.plot([c["forgetting"] for c in cells], [c["gain"] for c in cells], ".", color=colour, label=label)
     axes.axvline(1, color="black", linewidth=0.6)
     axes.axhline(15, color="black", linewidth=0.6)
     axes.set(xlabel="forgetting on Shakespeare, %", ylabel="gain, %", ylim=(0, None))
-    axes.set_title(f"Hope-Attention, rate {metrics['validation']['chosen rate']:g} chosen on validation", fontsize=10)
+    axes.set_title("Hope-Attention, rates chosen on the validation novels", fontsize=10)
     axes.legend(fontsize=8, loc="lower right")
 
 
@@ -113,7 +115,7 @@ def main() -> None:
     figure.savefig(FIGURES / "it_keeps_learning.png", dpi=110)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     novels(axes[0])
-    frozen_setting(axes[1])
+    fresh(axes[1])
     figure.tight_layout()
     figure.savefig(FIGURES / "fresh_novels.png", dpi=110)
 

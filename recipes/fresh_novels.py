@@ -3,9 +3,10 @@
     python -m recipes.it_learns --steps 3000 --seeds 3 --models transformer hope-attention     # trains the models first
     python -m recipes.fresh_novels --data DIR                                        # DIR/lm/gutenberg/*.txt.xz
 
-The setting is the best one of `what_limits_reading` (one period, erase 1/2), its rate the largest that forgets less
-than 1 % on average over seeds and the three bundled novels, which are validation text. FRESH and all numbers of this
-protocol were written down before any of its novels was looked at; the library's default stands beside it.
+The setting is the best one of `what_limits_reading` (one period, erase 1/2). Its rate is the largest that forgets less
+than a limit on average over seeds and the three bundled novels, which are validation text: with 1 % as the limit, the
+first that was read here, and with the 0.5 % of `it_keeps_learning`. FRESH and both limits were written down before any
+of its novels was looked at; that the 0.5 % would be read too was decided after the 1 % had been.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nestling.data import bundled_text
 from nestling.data.text import locate, read_text
-from nestling.evals.frontier import Setting, chosen_rate, frontier, reconfigured
+from nestling.evals.frontier import chosen_rate, frontier, reconfigured
 from nestling.evals.statistics import interval
 from recipes import it_keeps_learning as reading
 from recipes import it_learns
@@ -44,6 +44,7 @@ FRESH = (
 )
 CHOOSING = ("moby_dick", "sherlock_holmes", "emma")
 STEPS = 3000
+LIMITS = (1.0, reading.ALLOWED)  # percent of forgetting, on average over seeds and the novels of CHOOSING
 BEST = limits.VARIANTS["one period, erase 0.5"]
 DEFAULT_RATE = 0.02
 RUNS = Path("runs/fresh_novels")
@@ -75,58 +76,62 @@ def strange(tokens: Tensor) -> float:
     return 100 * (~known[tokens]).double().mean().item()
 
 
-def read(novel: str, seed: int, rate: float, folder: str | None) -> Cell:
-    """Gain and forgetting of the model of one seed on one novel, in the chosen setting and as the library has it."""
-
-    def point(setting: Setting, at: float, **writes: Any) -> Cell:
-        model, windows = reading.trained("hope-attention", STEPS, limits.LR, seed, it_learns.DEPTH)
-        model = reconfigured(model, **writes) if writes else model
-        found = frontier(model, opening(novel, folder), windows, [at], setting).to_dict()
-        return found["points"][0] | {"frozen": found["frozen"]}
+def read(novel: str, seed: int, rate: float | None, folder: str | None) -> Cell:
+    """Gain and forgetting of the model of one seed on one novel: in the best setting at `rate`, or as the library is."""
 
     def work() -> Cell:
-        return {
-            "chosen": point(BEST.setting, rate, **BEST.writes),
-            "default": point(limits.THREE, DEFAULT_RATE),
-            "strange bytes": strange(opening(novel, folder)),
-        }
+        model, windows = reading.trained("hope-attention", STEPS, limits.LR, seed, it_learns.DEPTH)
+        model = model if rate is None else reconfigured(model, **BEST.writes)
+        setting = limits.THREE if rate is None else BEST.setting
+        found = frontier(model, opening(novel, folder), windows, [rate or DEFAULT_RATE], setting).to_dict()
+        return found["points"][0] | {"frozen": found["frozen"]}
 
-    return cell(RUNS, f"{novel}-{seed}-{rate:g}", work)
+    return cell(RUNS, f"{novel}-{seed}-" + ("default" if rate is None else f"{rate:g}"), work)
 
 
 def validation() -> Cell:
-    """The rate, what it was chosen by, and the models' own validation loss beside the Transformer's."""
+    """The rates, what they were chosen by, and the models' own validation loss beside the Transformer's."""
     curves = {text: [curve(seed, text) for seed in limits.SEEDS] for text in CHOOSING}
-    rate = chosen_rate([reading.points_of(c) for made in curves.values() for c in made], limits.LIMIT)
-    made: Cell = {"chosen rate": rate, "limit": limits.LIMIT, "curves": curves, "models": {}}
+    points = [reading.points_of(c) for made in curves.values() for c in made]
+    made: Cell = {
+        "curves": curves,
+        "rates": {f"{limit:g}": chosen_rate(points, limit) for limit in LIMITS},
+        "models": {},
+    }
     for name in ("transformer", "hope-attention"):
         cells = [it_learns.train_cell(name, STEPS, limits.LR, seed) for seed in limits.SEEDS]
         made["models"][name] = [{what: c[what] for what in ("parameters", "short", "curve")} for c in cells]
         print(f"{name:15s} validation {interval([c['short'] for c in cells])}")
-    for text, found in curves.items():
-        gain, lost = ([reading.at_rate(c, rate)[what] for c in found] for what in ("gain", "forgetting"))
-        print(f"{text:20s} gain {interval(gain)}  forgetting {interval(lost)}  (validation, rate {rate:g})")
+    for limit, rate in made["rates"].items():
+        for text, found in curves.items():
+            print(f"validation, limit {limit} %: {text:18s}", summary([reading.at_rate(c, rate) for c in found])[1])
     return made
 
 
-def report(rate: float, folder: str | None) -> Cell:
-    """Every novel over the seeds, and the mean over novels with its interval over seeds."""
-    cells = {novel: [read(novel, seed, rate, folder) for seed in limits.SEEDS] for novel in FRESH}
-    metrics: Cell = {"default rate": DEFAULT_RATE, "novels": {}}
-    for novel, made in cells.items():
-        line: Cell = {"strange bytes": made[0]["strange bytes"], "cells": made}
-        for setting in ("chosen", "default"):
-            line[setting] = {w: vars(interval([c[setting][w] for c in made])) for w in ("gain", "forgetting")}
-        metrics["novels"][novel] = line
-        gain, lost = ([c["chosen"][w] for c in made] for w in ("gain", "forgetting"))
-        print(f"{novel:20s} gain {interval(gain)}  forgetting {interval(lost)}  strange {line['strange bytes']:.2f} %")
-    for setting in ("chosen", "default"):
-        for what in ("gain", "forgetting"):
-            per_seed = [
-                sum(made[s][setting][what] for made in cells.values()) / len(cells) for s in range(len(limits.SEEDS))
-            ]
-            metrics[f"{setting}, {what}, mean over novels"] = vars(interval(per_seed))
-            print(f"{setting:8s} mean {what:10s} {interval(per_seed)}")
+def summary(cells: Sequence[Cell]) -> tuple[Cell, str]:
+    """Intervals of gain and forgetting, and a line of print."""
+    made = {what: interval([c[what] for c in cells]) for what in ("gain", "forgetting")}
+    words = "  ".join(f"{what} {value}" for what, value in made.items())
+    return {what: vars(value) for what, value in made.items()}, words
+
+
+def report(rates: dict[str, float], folder: str | None) -> Cell:
+    """Every novel over the seeds, and the mean over novels with its interval over seeds, at each limit and as it is."""
+    metrics: Cell = {"strange bytes": {novel: strange(opening(novel, folder)) for novel in FRESH}}
+    for label, rate in {**{f"limit {limit} %": r for limit, r in rates.items()}, "default": None}.items():
+        cells = {novel: [read(novel, seed, rate, folder) for seed in limits.SEEDS] for novel in FRESH}
+        lines: Cell = {}
+        for novel, made in cells.items():
+            found, words = summary(made)
+            lines[novel] = found | {"cells": made}
+            print(f"{label:12s} {novel:20s} {words}")
+        means = [
+            {what: sum(made[i][what] for made in cells.values()) / len(cells) for what in ("gain", "forgetting")}
+            for i in range(len(limits.SEEDS))
+        ]
+        found, words = summary(means)
+        print(f"{label:12s} {'mean over novels':20s} {words}")
+        metrics[label] = {"rate": rate or DEFAULT_RATE, "mean over novels": found, "novels": lines}
     return metrics
 
 
@@ -136,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     chosen = validation()
-    metrics = {"validation": chosen} | report(chosen["chosen rate"], options.data)
+    metrics = {"validation": chosen} | report(chosen["rates"], options.data)
     config = {"steps": STEPS, "lr": limits.LR, "setting": vars(BEST.setting), "writes": BEST.writes}
     print(write_result("fresh_novels", config | {"bytes": reading.BYTES}, list(limits.SEEDS), metrics))
 
