@@ -77,7 +77,7 @@ def strange(tokens: Tensor) -> float:
 
 
 def read(novel: str, seed: int, rate: float | None, folder: str | None) -> Cell:
-    """Gain and forgetting of the model of one seed on one novel: in the best setting at `rate`, or as the library is."""
+    """Gain and forgetting of one model on one novel: in the best setting at `rate`, or as the library has it (None)."""
 
     def work() -> Cell:
         model, windows = reading.trained("hope-attention", STEPS, limits.LR, seed, it_learns.DEPTH)
