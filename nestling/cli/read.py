@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,16 @@ from nestling.cli import trained
 from nestling.cli.parser import Parser, UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from nestling.evals import ReadResult
+    from nestling.models import LanguageModel
 
 EPILOG = """\
   nestling read book.txt --model runs/train-1 --state memory.safetensors
   nestling read next.txt --model runs/train-1 --state memory.safetensors     goes on with that memory
   nestling read book.txt --model runs/train-1 --compare                      against the same model frozen
+  nestling read book.txt --model runs/train-1 --period 256 --erase 0.5 --rate 0.056     learns more, by the delta rule
 
 Every byte is predicted before the model learns from it. With --frozen nothing is learned and no file written.
 """
@@ -33,6 +38,9 @@ def run(parser: Parser, arguments: list[str]) -> int:
     how.add_argument("--learn", action="store_true", help="let the levels learn while reading (the default)")
     how.add_argument("--frozen", action="store_true", help="read without learning; --state is only read")
     how.add_argument("--compare", action="store_true", help="read twice, learning and frozen, and print the gain")
+    parser.add_argument("--rate", type=float, help="rate of all levels while reading (default: as the model was built)")
+    parser.add_argument("--erase", type=float, help="part of what earlier writes said about a key that a write erases")
+    parser.add_argument("--period", type=float, help="one period for all levels that write, in tokens")
     args = parser.read(arguments)
     if args.state and not Path(args.state).resolve().parent.is_dir():
         raise UsageError(f"--state={args.state} lies in a folder that does not exist; make it first")
@@ -42,6 +50,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
 
     text = trained.text_of(args.file, args.data)
     model, tokenizer = trained.load_model(args.model, args.device)
+    model = written(model, args)
     before = trained.load_memory(args.state, args.device) if args.state and Path(args.state).exists() else None
     tokens = trained.tokens_of(text, tokenizer, args.device)
     read = read_text(model, tokens, learn=not args.frozen, state=before)
@@ -54,6 +63,17 @@ def run(parser: Parser, arguments: list[str]) -> int:
         report |= {"state": args.state, "state_bytes": Path(args.state).stat().st_size}
     print(json.dumps(report, indent=2) if args.json else page(report))
     return 0
+
+
+def written(model: LanguageModel, args: argparse.Namespace) -> LanguageModel:
+    """The model with the writes that the options ask for. A memory belongs to the options that it was made with."""
+    from nestling.evals import reconfigured
+
+    changes: dict[str, Any] = {"inner_lr": args.rate, "inner_erase": args.erase}
+    if args.period is not None:
+        changes["periods"] = tuple(p if math.isinf(p) else args.period for p in model.config.periods)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return reconfigured(model, **changes) if changes else model
 
 
 def summary(read: ReadResult, bytes_per_token: float) -> dict[str, Any]:

@@ -245,6 +245,20 @@ def test_read_keeps_a_memory_and_goes_on_with_it(trained: Path, text: str, here:
     assert "by_quarter" in frozen and len(frozen["by_quarter"]) == 4
 
 
+def test_read_with_other_writes(trained: Path, text: str, here: Path, capsys) -> None:
+    line = ["read", text, "--model", trained, "--json"]
+    own = json.loads(passing(capsys, *line))
+    still = json.loads(passing(capsys, *line, "--rate", "0"))
+    frozen = json.loads(passing(capsys, *line, "--frozen"))
+    often = json.loads(passing(capsys, *line, "--period", "16", "--rate", "0.05", "--erase", "0.5", "--state", "often"))
+    assert still["by_quarter"] == pytest.approx(frozen["by_quarter"], rel=1e-5) != own["by_quarter"]
+    assert often["writes"] == [(own["tokens"] - 1) // 16] * len(own["writes"])
+    failing(
+        capsys, 1, "read", text, "--model", trained, "--state", "often"
+    )  # a memory belongs to the writes that made it
+    assert (here / "often").is_file()
+
+
 def test_read_compares_with_the_frozen_model(trained: Path, text: str, here: Path, capsys) -> None:
     report = json.loads(passing(capsys, "read", text, "--model", trained, "--compare", "--json"))
     alone = json.loads(passing(capsys, "read", text, "--model", trained, "--frozen", "--json"))
