@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from nestling.evals import ReadResult
-    from nestling.models import LanguageModel
+    from nestling.models import ReadingModel
 
 EPILOG = """\
   nestling read book.txt --model runs/train-1 --state memory.safetensors
@@ -65,15 +65,22 @@ def run(parser: Parser, arguments: list[str]) -> int:
     return 0
 
 
-def written(model: LanguageModel, args: argparse.Namespace) -> LanguageModel:
+def written(model: ReadingModel, args: argparse.Namespace) -> ReadingModel:
     """The model with the writes that the options ask for. A memory belongs to the options that it was made with."""
     from nestling.evals import reconfigured
+    from nestling.models import LanguageModel
 
-    changes: dict[str, Any] = {"inner_lr": args.rate, "inner_erase": args.erase}
+    changes: dict[str, Any] = {"inner_lr": args.rate, "inner_erase": args.erase, "periods": args.period}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not changes:
+        return model
+    if not isinstance(model, LanguageModel):
+        raise UsageError(
+            "--rate, --erase and --period change models of `nestling train`; see nestling convert --help for others"
+        )
     if args.period is not None:
         changes["periods"] = tuple(p if math.isinf(p) else args.period for p in model.config.periods)
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return reconfigured(model, **changes) if changes else model
+    return reconfigured(model, **changes)
 
 
 def summary(read: ReadResult, bytes_per_token: float) -> dict[str, Any]:
