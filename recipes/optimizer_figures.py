@@ -55,33 +55,35 @@ def damage() -> Path:
 
 
 def continual() -> Path:
-    """For each stream and choice of the rate: the average at the end, what was learned, and forgetting."""
+    """What was learned of each task in its turn against what is there at the end, for each stream and reading."""
     metrics = newest("optimizer_continual")["metrics"]
     panels = [
-        (f"{where}\n{reading}, {choice}", found)
+        (f"{where}\n{reading}, {choice}", found["optimizers"], "texts" in where)
         for where, by_choice in metrics.items()
         for choice, made in by_choice.items()
         for reading, found in made["by reading"].items()
     ]
-    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(13, 8), dpi=80, squeeze=False)
-    for ax, (title, made) in zip(axes.flat, panels, strict=False):
-        for n, (name, found) in enumerate(made["optimizers"].items()):
-            bars(ax, n / 11 - 0.4, name, found["intervals"])
-        ax.set(xticks=range(3), xticklabels=("average at the end", "right after learning", "forgetting"))
+    figure, axes = plt.subplots(2, -(-(len(panels) + 1) // 2), figsize=(13, 7), dpi=80)
+    for ax, (title, optimizers, loss) in zip(axes.flat, panels, strict=False):
+        for name, found in optimizers.items():
+            cross(ax, name, found["intervals"]["learned"], found["intervals"]["average"])
+        low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
+        limits = (ax.get_xlim(), ax.get_ylim())
+        ax.plot([low, high], [low, high], ":", color="#999999", lw=1)  # nothing is lost
+        ax.set(xlim=limits[0], ylim=limits[1])
+        unit = "nats per byte (less is better)" if loss else "accuracy"
+        ax.set(xlabel=f"right after its task, {unit}", ylabel="all tasks, at the end")
         ax.set_title(title, fontsize=9)
-        ax.tick_params(axis="x", labelsize=8)
-        ax.set_ylabel("nats per byte" if "texts" in title else "accuracy")
     for ax in axes.flat[len(panels) :]:
-        legend(ax, axes.flat[0])
+        ax.axis("off")
+    legend(axes.flat[-1], axes.flat[0])
     return saved(figure, "optimizer_continual")
 
 
-def bars(ax: Axes, shift: float, name: str, intervals: dict[str, list[float]]) -> None:
-    """One optimizer's three numbers, with their intervals."""
-    for i, key in enumerate(("average", "learned", "forgetting")):
-        mean, low, high = intervals[key]
-        ax.bar(i + shift, mean, width=1 / 11, color=COLOURS[name], label=name if i == 0 else None)
-        ax.errorbar(i + shift, mean, [[mean - low], [high - mean]], color="black", lw=0.8)
+def cross(ax: Axes, name: str, x: list[float], y: list[float]) -> None:
+    """A point with its intervals, each (mean, low, high)."""
+    ends = [[[v[0] - v[1]], [v[2] - v[0]]] for v in (y, x)]
+    ax.errorbar(x[0], y[0], *ends, color=COLOURS[name], marker="o", ms=4, lw=1, ls="", label=name)
 
 
 def legend(ax: Axes, of: Axes) -> None:
