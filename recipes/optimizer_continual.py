@@ -2,8 +2,9 @@
 
 Permuted and split MNIST (five tasks, an MLP) and three texts (Shakespeare, Wikipedia, a novel; a small Transformer),
 at a constant rate after one warm-up, without anything that guards old tasks: the optimizer alone. The rate is chosen
-on a seed and on held-out data that are not reported, by the average over all tasks at the end. `--figure` draws docs/figures/optimizer_continual.png from the newest
-file of results/optimizer_continual. About 12 CPU minutes, in cells under runs/optimizer_continual.
+on a seed and on held-out data that are not reported, by the average over all tasks at the end. `--figure` draws
+docs/figures/optimizer_continual.png from the newest file of results/optimizer_continual. About 12 CPU minutes, in
+cells under runs/optimizer_continual.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nestling.evals.statistics import Interval, interval, paired, verdict
 from nestling.models import build
 from recipes.cells import Cell, cell, rounded, write_result
 from recipes.optimizer_zoo import ZOO, Entry
-from recipes.sweeps import climb
+from recipes.sweeps import FIRST, climb
 from recipes.task_streams import Task, learn_in_turn, permuted, split_classes, texts
 from recipes.vision_tasks import MLP, load, split
 
@@ -53,6 +54,7 @@ class Stream:
     seeds: int
     choices: tuple[Numbers, ...]
     smaller_is_better: bool = False
+    powers: tuple[int, ...] = FIRST  # of the rates that a sweep begins with
 
     def numbers(self, matrices: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
         """The four numbers of each reading."""
@@ -86,7 +88,7 @@ def streams(folder: str | None) -> dict[str, Stream]:
         ),
         "three texts": Stream(
             lambda seed, sweep: texts(folder, 8, 64, 64, seed, 0 if sweep else 1),
-            transformer, 60, 3, ((text, "average"),), smaller_is_better=True,
+            transformer, 60, 3, ((text, "average"),), smaller_is_better=True, powers=(-1, 0, 1),
         ),
     }  # fmt: skip
 
@@ -114,7 +116,7 @@ def chosen(where: str, stream: Stream, name: str, by: Numbers) -> Cell:
         seen[f"{rate:.3g}"] = {k: {n: v[n] for n in ("average", "learned")} for k, v in found.items()}
         return stream.goodness(found[reading][number])
 
-    return {"rate": climb(ENTRIES[name], goodness)[0], "by rate": seen}
+    return {"rate": climb(ENTRIES[name], goodness, stream.powers)[0], "by rate": seen}
 
 
 def measured(where: str, stream: Stream, rates: dict[str, float]) -> Cell:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from recipes.optimizer_zoo import FACTOR, Entry
 
-FIRST = (-2, -1, 0, 1)  # powers of FACTOR, times the default rate
+FIRST = (-2, -1, 0, 1)  # powers of FACTOR that the default rate is multiplied by, before the grid grows
 LOWEST, HIGHEST = -7, 4
 
 
-def climb(entry: Entry, score: Callable[[float], float]) -> tuple[float, dict[str, float]]:
+def climb(
+    entry: Entry, score: Callable[[float], float], first: Sequence[int] = FIRST
+) -> tuple[float, dict[str, float]]:
     """The rate with the largest score, and all scores by rate. A tie goes to the lower rate; -inf is for divergence."""
     found: dict[int, float] = {}
-    todo: list[int] = list(FIRST)
+    todo = list(first)
     while todo:
         found |= {power: score(rate(entry, power)) for power in todo}
         best = max(sorted(found), key=found.__getitem__)
