@@ -84,7 +84,7 @@ def streams(folder: str | None) -> dict[str, Stream]:
         ),
         "split MNIST": Stream(
             lambda seed, sweep: split_classes(*images(seed, sweep), TASKS, BATCH, 60, seed),
-            MLP, 60, 5, ((own, "average"),),
+            MLP, 60, 5, ((own, "average"),), powers=(-4, -3, -2, -1, 0, 1),
         ),
         "three texts": Stream(
             lambda seed, sweep: texts(folder, 8, 64, 64, seed, 0 if sweep else 1),
@@ -151,11 +151,11 @@ def bounds(found: Interval) -> list[float | None]:
     return [found.mean, found.low, found.high]
 
 
-def run(folder: str | None) -> Path:
-    """All streams and choices of the rate, one result file."""
+def run(folder: str | None, names: Sequence[str]) -> Path:
+    """These streams, one result file."""
     torch.set_num_threads(1)
     metrics: Cell = {}
-    every = streams(folder)
+    every = {name: stream for name, stream in streams(folder).items() if name in names}
     for where, stream in every.items():
         metrics[where] = {}
         for by in stream.choices:
@@ -175,13 +175,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the data sets; without it the variable NESTLING_DATA")
     parser.add_argument("--figure", action="store_true", help="draw the figure from the newest result, train nothing")
+    names = list(streams(None))
+    parser.add_argument("--streams", nargs="+", choices=names, default=names, help="which; the default is all")
     options = parser.parse_args(argv)
     if options.figure:
         from recipes import optimizer_figures
 
         print(optimizer_figures.continual())
     else:
-        print(run(options.data))
+        print(run(options.data, options.streams))
 
 
 if __name__ == "__main__":
