@@ -84,7 +84,7 @@ def streams(folder: str | None) -> dict[str, Stream]:
         ),
         "split MNIST": Stream(
             lambda seed, sweep: split_classes(*images(seed, sweep), TASKS, BATCH, 60, seed),
-            MLP, 60, 5, ((own, "average"),), powers=(-4, -3, -2, -1, 0, 1),
+            MLP, 60, 5, ((every, "average"), (own, "average")), powers=(-4, -3, -2, -1, 0, 1),
         ),
         "three texts": Stream(
             lambda seed, sweep: texts(folder, 8, 64, 64, seed, 0 if sweep else 1),
@@ -161,7 +161,7 @@ def run(folder: str | None, names: Sequence[str]) -> Path:
         for by in stream.choices:
             sweep = {name: chosen(where, stream, name, by) for name in ENTRIES}
             rates = {name: found["rate"] for name, found in sweep.items()}
-            metrics[where][f"rate by {by[1]}"] = {"sweep": sweep, "by reading": measured(where, stream, rates)}
+            metrics[where][f"rate by {by[1]}, {by[0]}"] = {"sweep": sweep, "by reading": measured(where, stream, rates)}
     config = {"batch": BATCH, "warm-up": WARMUP, "then": "constant", "weight decay": 0, "seed of the sweep": SWEEP_SEED}
     config |= {
         "MNIST": "MLP 784-128-128-10, five tasks",
