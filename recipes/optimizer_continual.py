@@ -84,7 +84,7 @@ def streams(folder: str | None) -> dict[str, Stream]:
         ),
         "split MNIST": Stream(
             lambda seed, sweep: split_classes(*images(seed, sweep), TASKS, BATCH, 60, seed),
-            MLP, 60, 5, ((every, "average"), (own, "average")), powers=(-4, -3, -2, -1, 0, 1),
+            MLP, 60, 5, ((every, "average"), (own, "average")), powers=tuple(range(-7, 2)),
         ),
         "three texts": Stream(
             lambda seed, sweep: texts(folder, 8, 64, 64, seed, 0 if sweep else 1),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from recipes.optimizer_zoo import FACTOR, Entry
 
 FIRST = (-2, -1, 0, 1)  # powers of FACTOR that the default rate is multiplied by, before the grid grows
-LOWEST, HIGHEST = -7, 4
+LOWEST, HIGHEST = -8, 4
 
 
 def climb(
