@@ -24,7 +24,7 @@ from nestling.evals.continual import continual
 from nestling.evals.statistics import Interval, interval, paired, verdict
 from nestling.models import build
 from recipes.cells import Cell, cell, rounded, write_result
-from recipes.optimizer_zoo import ZOO, Entry
+from recipes.optimizer_zoo import LONG_MEMORY, Entry
 from recipes.sweeps import FIRST, climb
 from recipes.task_streams import Task, learn_in_turn, permuted, split_classes, texts
 from recipes.vision_tasks import MLP, load, split
@@ -35,10 +35,11 @@ SLOWER = "M3, slower memory"  # written every 50 steps, kept for 500, and as hea
 
 
 def m3_slower(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return optim.param_groups(model, lr, matrices=optim.M3, weight_decay=0.0, slow=((50, 0.9, 1.0),))
+    slow = ((50, 0.9, 1.0),)
+    return optim.param_groups(model, lr, matrices=optim.M3, weight_decay=0.0, slow=slow, horizon=None)
 
 
-ENTRIES = {**ZOO, SLOWER: Entry(m3_slower, ZOO["M3"].default)}
+ENTRIES = {**LONG_MEMORY, SLOWER: Entry(m3_slower, LONG_MEMORY["M3"].default)}
 PAIRS = [(name, other) for name in ENTRIES for other in ("AdamW", "SGD-momentum", "Muon") if name != other]
 PAIRS += [("M3", "M3, no slow memory"), (SLOWER, "M3, no slow memory")]
 Numbers = tuple[str, str]  # a reading of the scores, and a number of `Continual`

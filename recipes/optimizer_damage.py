@@ -25,7 +25,7 @@ from nestling.evals.statistics import Interval, interval, paired, verdict
 from nestling.optim import schedules
 from recipes import damages
 from recipes.cells import Cell, cell, rounded, write_result
-from recipes.optimizer_zoo import ZOO
+from recipes.optimizer_zoo import LONG_MEMORY
 from recipes.sweeps import climb
 from recipes.task_streams import step_on
 from recipes.vision_tasks import CLASSES, MLP, Images, batches, load, measure, split
@@ -85,7 +85,7 @@ def train(name: str, rate: float, kind: str, amount: float, images: Images, seed
     torch.manual_seed(seed)
     model, generator = MLP(), Generator().manual_seed(seed)
     images = SETS[kind](images, amount, generator) if amount and kind in SETS else images
-    optimizer, shape = ZOO[name].make(model, rate), schedules.warmup_cosine(WARMUP, STEPS)
+    optimizer, shape = LONG_MEMORY[name].make(model, rate), schedules.warmup_cosine(WARMUP, STEPS)
     for step, rows in zip(range(steps), order(images, kind, amount, seed), strict=False):
         optimizer.zero_grad()
         loss = loss_on(images.take(rows), model)
@@ -121,7 +121,7 @@ class Runs:
     def sweep(self, name: str, kind: str) -> Cell:
         """The best rate of an optimizer at the middle amount."""
         middle = AMOUNTS[kind][len(AMOUNTS[kind]) // 2]
-        rate, found = climb(ZOO[name], lambda rate: self.accuracy(name, rate, kind, middle, SWEEP_SEED))
+        rate, found = climb(LONG_MEMORY[name], lambda rate: self.accuracy(name, rate, kind, middle, SWEEP_SEED))
         return {"rate": rate, "accuracy by rate": found}
 
 
@@ -131,9 +131,9 @@ def loss_on(batch: Images, model: nn.Module) -> Tensor:
 
 def milliseconds(images: Images, rounds: int = 40) -> dict[str, float]:
     """Median CPU time of a clean step of each optimizer, who take turns in one process."""
-    models = {name: MLP() for name in ZOO}
-    optimizers = {name: ZOO[name].make(model, ZOO[name].default / 30) for name, model in models.items()}
-    taken: dict[str, list[float]] = {name: [] for name in ZOO}
+    models = {name: MLP() for name in LONG_MEMORY}
+    optimizers = {name: LONG_MEMORY[name].make(model, LONG_MEMORY[name].default / 30) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in LONG_MEMORY}
     for rows in batches(len(images), BATCH, rounds, 0):
         batch = images.take(rows)
         for name, model in models.items():
@@ -166,17 +166,19 @@ def run(folder: str | None) -> Path:
     runs = Runs(folder)
     metrics: Cell = {"rates": {}, "accuracy": {}}
     for kind in AMOUNTS:
-        metrics["rates"][kind] = {name: runs.sweep(name, kind) for name in ZOO}
+        metrics["rates"][kind] = {name: runs.sweep(name, kind) for name in LONG_MEMORY}
     for kind, amounts in AMOUNTS.items():
-        rate = {name: metrics["rates"][kind][name]["rate"] for name in ZOO}
+        rate = {name: metrics["rates"][kind][name]["rate"] for name in LONG_MEMORY}
         by_amount = {
-            amount: {name: [runs.accuracy(name, rate[name], kind, amount, s) for s in SEEDS] for name in ZOO}
+            amount: {name: [runs.accuracy(name, rate[name], kind, amount, s) for s in SEEDS] for name in LONG_MEMORY}
             for amount in amounts
         }
         metrics["accuracy"][kind] = {f"{amount:g}": compare(found) for amount, found in by_amount.items()}
         damaged = [found for amount, found in by_amount.items() if amount]
         if damaged:
-            means = {name: [sum(v) / len(v) for v in zip(*(d[name] for d in damaged), strict=True)] for name in ZOO}
+            means = {
+                name: [sum(v) / len(v) for v in zip(*(d[name] for d in damaged), strict=True)] for name in LONG_MEMORY
+            }
             metrics["accuracy"][kind]["mean of the damaged"] = compare(means)
     metrics["milliseconds of a step"] = milliseconds(runs.load("test"))
     config = {"samples": SAMPLES, "steps": STEPS, "batch": BATCH, "warm-up": WARMUP, "then": "cosine to a tenth"}

@@ -65,6 +65,14 @@ ZOO: dict[str, Entry] = {
 }
 
 
+def m3_long(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """M3 whose slow memory reaches back as far as the paper's from the first step on."""
+    return optim.param_groups(model, lr, matrices=optim.M3, weight_decay=0.0, horizon=None)
+
+
+LONG_MEMORY = {**ZOO, "M3": Entry(m3_long, ZOO["M3"].default)}  # where memory of the past is what is asked for
+
+
 @torch.no_grad()
 def fade(model: nn.Module, share: float) -> None:
     """Weight decay: every parameter with two dimensions or more loses this share of itself; vectors do not."""
