@@ -120,20 +120,17 @@ def chosen(where: str, stream: Stream, name: str, by: Numbers) -> Cell:
     return {"rate": climb(ENTRIES[name], goodness, stream.powers)[0], "by rate": seen}
 
 
-def measured(where: str, stream: Stream, rates: dict[str, float]) -> Cell:
-    """By reading, each optimizer at its rate: mean matrix, four numbers with intervals, and paired differences."""
+def measured(where: str, stream: Stream, rates: dict[str, float], reading: str) -> Cell:
+    """Each optimizer at its rate: mean matrix, four numbers with intervals, and paired differences."""
     runs = {n: [matrices(where, stream, n, rates[n], s) for s in range(stream.seeds)] for n in ENTRIES}
-    made: Cell = {}
-    for reading in next(iter(runs.values()))[0]:
-        numbers = {n: [stream.numbers(scores)[reading] for scores in seeds] for n, seeds in runs.items()}
-        made[reading] = {"optimizers": {}, "differences": differences(stream, numbers)}
-        for name, seeds in runs.items():
-            mean = torch.tensor([scores[reading] for scores in seeds], dtype=torch.float64).mean(0).tolist()
-            values = {key: [v[key] for v in numbers[name]] for key in numbers[name][0]}
-            found = {"rate": rates[name], "matrix": mean, "seeds": values}
-            found["intervals"] = {key: bounds(interval(v)) for key, v in values.items()}
-            made[reading]["optimizers"][name] = found
-    return made
+    numbers = {n: [stream.numbers(scores)[reading] for scores in seeds] for n, seeds in runs.items()}
+    optimizers: Cell = {}
+    for name, seeds in runs.items():
+        mean = torch.tensor([scores[reading] for scores in seeds], dtype=torch.float64).mean(0).tolist()
+        values = {key: [v[key] for v in numbers[name]] for key in numbers[name][0]}
+        optimizers[name] = {"rate": rates[name], "matrix": mean, "seeds": values}
+        optimizers[name]["intervals"] = {key: bounds(interval(v)) for key, v in values.items()}
+    return {"optimizers": optimizers, "differences": differences(stream, numbers)}
 
 
 def differences(stream: Stream, numbers: dict[str, list[dict[str, float]]]) -> Cell:
@@ -159,10 +156,14 @@ def run(folder: str | None, names: Sequence[str]) -> Path:
     every = {name: stream for name, stream in streams(folder).items() if name in names}
     for where, stream in every.items():
         metrics[where] = {}
-        for by in stream.choices:
-            sweep = {name: chosen(where, stream, name, by) for name in ENTRIES}
+        for reading, number in stream.choices:
+            sweep = {name: chosen(where, stream, name, (reading, number)) for name in ENTRIES}
             rates = {name: found["rate"] for name, found in sweep.items()}
-            metrics[where][f"rate by {by[1]}, {by[0]}"] = {"sweep": sweep, "by reading": measured(where, stream, rates)}
+            metrics[where][reading] = {
+                "rate chosen by": number,
+                "sweep": sweep,
+                **measured(where, stream, rates, reading),
+            }
     config = {"batch": BATCH, "warm-up": WARMUP, "then": "constant", "weight decay": 0, "seed of the sweep": SWEEP_SEED}
     config |= {
         "MNIST": "MLP 784-128-128-10, five tasks",

@@ -59,10 +59,8 @@ def continual() -> Path:
     metrics = newest("optimizer_continual")["metrics"]
     panels = [
         (f"{where}\n{reading}", found["optimizers"], "texts" in where)
-        for where, by_choice in metrics.items()
-        for choice, made in by_choice.items()
-        for reading, found in made["by reading"].items()
-        if choice.endswith(reading)  # at the rate that was chosen for it
+        for where, by_reading in metrics.items()
+        for reading, found in by_reading.items()
     ]
     figure, axes = plt.subplots(2, -(-(len(panels) + 1) // 2), figsize=(13, 7), dpi=80)
     for ax, (title, optimizers, loss) in zip(axes.flat, panels, strict=False):
