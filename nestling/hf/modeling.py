@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -22,17 +22,20 @@ from .reading import ReadingOutput, read_with_state
 
 
 class NestlingConfig(PretrainedConfig):
-    """The config of a model of this library.
+    """The config of a model of this library: `NestlingConfig(name="hope", vocab_size=256, dim=64, depth=2, heads=2)`.
 
     Args:
-        model: the fields of `ModelConfig` as a dictionary, infinite periods as "inf"; `of` makes it from one.
+        model: the fields of `ModelConfig` as a dictionary; None = they are among the other arguments.
     """
 
     model_type = "nestling"
     keys_to_ignore_at_inference = ["state", CACHE]
 
     def __init__(self, model: dict[str, Any] | None = None, **more: Any) -> None:
-        self.model = {} if model is None else dict(model)
+        if model is None:
+            model = {"name": "hope"} | {key: more.pop(key) for key in _FIELDS if key in more}
+        periods = model.get("periods", ModelConfig.periods)
+        self.model = model | {"periods": ["inf" if period == math.inf else period for period in periods]}  # for JSON
         for ours, theirs in _SAME.items():
             more.pop(theirs, None)
             setattr(self, theirs, self.model.get(ours, getattr(ModelConfig, ours)))
@@ -41,17 +44,15 @@ class NestlingConfig(PretrainedConfig):
     @classmethod
     def of(cls, config: ModelConfig, **more: Any) -> NestlingConfig:
         """The config of a model built by `nestling.models.build`: `NestlingConfig.of(model.config)`."""
-        values = asdict(config)
-        values["periods"] = ["inf" if math.isinf(period) else period for period in config.periods]
-        return cls(model=values, **more)
+        return cls(model=asdict(config), **more)
 
     def model_config(self) -> ModelConfig:
         """The same as a `ModelConfig`. Raises ValueError for what cannot be a model."""
-        values = dict(self.model)
-        values["periods"] = [math.inf if period == "inf" else period for period in values.get("periods", ("inf",))]
-        return config_from_dict(values)
+        periods = [math.inf if period == "inf" else period for period in self.model["periods"]]
+        return config_from_dict(self.model | {"periods": periods})
 
 
+_FIELDS = [field.name for field in fields(ModelConfig)]
 _SAME = {"vocab_size": "vocab_size", "dim": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 
 

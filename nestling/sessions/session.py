@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -135,16 +135,17 @@ class Session:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Tensor | Sequence[int],
         max_new_tokens: int = 128,
         *,
         learn_prompt: bool = True,
         learn_output: bool = False,
         **how: Any,
     ) -> str:
-        """Read a prompt and go on with it; returns the new text. `how`: temperature, top_k, top_p, eos, generator.
+        """Read a prompt, text or only the new ids, and go on with it; returns the new text.
 
-        What the model says itself is read, but not learned unless `learn_output`.
+        `how`: temperature, top_k, top_p, eos, generator. What the model says itself is read, but not learned unless
+        `learn_output`.
         """
         ids = self.words.encode(prompt, first=self.tokens == 0)
         return self._say("generate", ids, max_new_tokens, None, learn_prompt, learn_output, how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,10 @@ class Words:
         pieces = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return "vocabulary-" + hashlib.sha256(pieces.encode()).hexdigest()[:16]
 
-    def encode(self, text: str, *, first: bool) -> Tensor:
-        """Ids (n,) of a text; `first` = nothing was read before it."""
+    def encode(self, text: str | Tensor | Sequence[int], *, first: bool) -> Tensor:
+        """Ids (n,) of a text, or of ids; `first` = nothing was read before it."""
+        if not isinstance(text, str):
+            return torch.as_tensor(text, dtype=torch.long).flatten()
         options = {"add_special_tokens": first} if self.has_special else {}
         return torch.as_tensor(self.tokenizer.encode(text, **options), dtype=torch.long)
 

@@ -12,10 +12,11 @@ need("transformers")
 
 import transformers  # noqa: E402
 
+import nestling  # noqa: E402
 from nestling.core.state import tensors  # noqa: E402
 from nestling.hf import convert_to_cms  # noqa: E402
 from nestling.hf.own_text import own_text  # noqa: E402
-from nestling.memories.continuum import InnerRule, continuum_levels  # noqa: E402
+from nestling.memories.continuum import InnerRule, continuum_levels, fast_weights  # noqa: E402
 from nestling.models import State  # noqa: E402
 from tests.hf.small import CONTEXT, FAMILIES, GROUPED, SHAPE, cache_of, converted, plain, text  # noqa: E402
 
@@ -204,6 +205,24 @@ def test_a_module_that_mixes_rows_is_refused():
 def test_arguments_that_do_not_fit(options, words):
     with pytest.raises(ValueError, match=words):
         convert_to_cms(plain(), options.pop("periods", (4, 8)), **options)
+
+
+@torch.no_grad()
+def test_states_and_levels_are_those_of_the_library(tmp_path):
+    model, tokens = converted(), text(2, 14)
+    state = model(tokens, learn=True).state
+    nestling.save_state(state, tmp_path / "state")
+    back = nestling.load_state(tmp_path / "state")
+    for one in (state, back):
+        again = model(tokens, state=one, learn=True)
+    assert torch.equal(again.logits, model(tokens, state=state, learn=True).logits)
+    with pytest.raises(ValueError, match="belongs to model llama-"):
+        converted(seed=1)(tokens, state=back)
+    boxes = nestling.levels(model)
+    assert sum(box.parameters for box in boxes) == sum(p.numel() for p in model.parameters())
+    fast = nestling.learn(model, lambda m, ids: m(ids).logits.logsumexp(-1), tokens)
+    with fast_weights(model, fast):
+        assert not torch.equal(model(tokens).logits, converted()(tokens).logits)
 
 
 def test_training_through_the_writes():

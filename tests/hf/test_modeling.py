@@ -104,6 +104,14 @@ def test_a_card_that_somebody_wrote_stays(tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+def test_a_config_is_written_in_the_fields_of_a_model():
+    config = NestlingConfig(name="hope-attention", vocab_size=32, dim=16, depth=1, heads=2, periods=(4, math.inf))
+    model = NestlingForCausalLM(config)
+    assert model.reader.config.periods == (4, math.inf) and config.hidden_size == 16
+    again = NestlingConfig.from_dict(config.to_dict())
+    assert again.model_config() == model.reader.config == NestlingConfig.of(model.reader.config).model_config()
+
+
 def test_a_wrong_config_is_refused():
     with pytest.raises(ValueError, match="unknown key"):
         NestlingForCausalLM(NestlingConfig(model={"name": "hope", "breadth": 3}))

@@ -108,6 +108,8 @@ def test_generate_goes_on_from_the_memory(session):
     said = session.generate("the ", 6, temperature=0)
     assert said == ByteTokenizer().decode(expected) and session.tokens == 50
     session.undo()
+    assert session.generate(ids, 6, temperature=0) == said
+    session.undo()
     assert session.state is before and [event.what for event in session.events] == ["read"]
     with pytest.raises(ValueError, match="prompt is empty"):
         session.generate("", 3)
