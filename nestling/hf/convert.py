@@ -14,7 +14,7 @@ from .mlps import check_family, find_mlps, probe
 from .own_text import LENGTH, own_text
 
 CONTEXT = 1024  # tokens of context where the model would allow for more: what a reading keeps in memory
-RATE = 0.04  # in units of the weights
+RATE, RULE = 0.08, InnerRule(decay=0.03)  # chosen on a novel: recipes/pretrained_reading.py
 
 
 def convert_to_cms(
@@ -41,17 +41,21 @@ def convert_to_cms(
         rates: one, or one per period, in units of the weights (see `InnerRule`). A write is the mean over its period,
             so at one rate a slow level moves less per token.
         target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
-        rule: everything else about a write; its rate is not used. None = the default rule.
+        rule: everything else about a write; its rate is not used. None = each write also takes 3 % of the earlier ones
+            back, which keeps a long reading from drifting away from what the model knows.
         context: tokens of context at most; None = what the model was made for, at most 1,024.
         old_text: ids (B, T) like what the model was trained on, which writes shall spare; None = the model samples
             some itself (32 rows of 128 tokens).
-        calibrate: False = no such text is read: writes spare nothing, and a rate is the length of every write.
+        calibrate: False = no such text is read: writes spare nothing, and a rate, which must then be given, is the length
+            of every write.
     Raises ValueError for families that cannot be converted, naming them, and for values that do not fit together.
     """
     check_periods(periods)
     check_family(model)
+    if rates is None and not calibrate:
+        raise ValueError("rates=None: without old text a rate is the length of every write; give one, e.g. rates=0.001")
     modules = find_mlps(model, target_modules)
-    rule = InnerRule() if rule is None else rule
+    rule = RULE if rule is None else rule
     direction = next((name for name, made in DIRECTIONS.items() if made == rule.direction), None)
     if direction is None:
         raise ValueError(f"rule: direction {rule.direction} cannot be saved by name; use one of {list(DIRECTIONS)}")

@@ -121,7 +121,7 @@ def test_slow_levels_are_the_early_layers_unless_said_otherwise():
 
 
 def test_one_rate_is_that_of_all_levels():
-    rates = [level.rule.rate for level in continuum_levels(converted(rates=None)).values()]
+    rates = [level.rule.rate for level in continuum_levels(converted(rates=None, calibrate=True)).values()]
     assert rates[0] == rates[1] > 0  # of the mean gradient: per token a slow level writes less
     assert [level.rule.rate for level in continuum_levels(converted(rates=(0.1, 0.2))).values()] == [0.2, 0.1]
 
@@ -197,6 +197,7 @@ def test_a_module_that_mixes_rows_is_refused():
         (dict(assign="slow-late"), "unknown"),
         (dict(assign=[0, 2]), "2 indices"),
         (dict(rates=(0.1,)), "1 for 2 periods"),
+        (dict(calibrate=False), "give one, e.g."),
         (dict(context=CONTEXT + 1), "2 .. 48"),
         (dict(target_modules=["no_such"]), "matches no module"),
         (dict(target_modules=["input_layernorm"]), "no plain linear map"),

@@ -68,6 +68,25 @@ def test_what_the_reader_generates_goes_on_from_a_state():
         model.generate(tokens, state=state)
 
 
+def test_the_trainer_trains_through_the_writes(tmp_path):
+    need("accelerate")
+    rows = [{"input_ids": ids, "labels": ids} for ids in text(2, 12).repeat(4, 1)]
+
+    def collate(batch):
+        return {name: torch.stack([row[name] for row in batch]) for name in batch[0]} | {"learn": True}
+
+    options = transformers.TrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, logging_steps=1, learning_rate=3e-2,
+        lr_scheduler_type="constant", report_to=[], disable_tqdm=True, use_cpu=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = transformers.Trainer(converted(), options, train_dataset=rows, data_collator=collate)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    trainer.save_model(tmp_path / "out")
+    assert (tmp_path / "out" / "model.nestling.safetensors").is_file()
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
 def test_adapters_go_on_top():
     need("peft")
