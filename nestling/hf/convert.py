@@ -46,8 +46,8 @@ def convert_to_cms(
         context: tokens of context at most; None = what the model was made for, at most 1,024.
         old_text: ids (B, T) like what the model was trained on, which writes shall spare; None = the model samples
             some itself (32 rows of 128 tokens).
-        calibrate: False = no such text is read: writes spare nothing, and a rate, which must then be given, is the length
-            of every write.
+        calibrate: False = no such text is read: writes spare nothing, and a rate, which must then be given, is the
+            length of every write.
     Raises ValueError for families that cannot be converted, naming them, and for values that do not fit together.
     """
     check_periods(periods)
