@@ -109,7 +109,7 @@ def test_a_text_may_be_longer_than_the_context(family):
 def test_slow_levels_are_the_early_layers_unless_said_otherwise():
     shape = SHAPE | GROUPED | dict(num_hidden_layers=5)
     make = lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))  # noqa: E731
-    convert = partial(convert_to_cms, calibrate=False)
+    convert = partial(convert_to_cms, rates=0.05, calibrate=False)
     periods = lambda m: [level.period for level in m.modules() if hasattr(level, "inner_unit")]  # noqa: E731
     assert periods(convert(make(), (4, 8, math.inf))) == [math.inf, math.inf, 8, 8, 4]
     assert periods(convert(make(), (4, 8), assign=[0, 0, 1, 1, 0])) == [4, 4, 8, 8, 4]
