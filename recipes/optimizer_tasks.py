@@ -41,7 +41,8 @@ FIGURE = Path("docs/figures/optimizer_tasks.png")
 SETTINGS = ("equal steps", "equal time")
 MEASURES = ("validation loss", "test loss", "test accuracy")
 BASELINES = ("AdamW", "Muon")
-PAIRS = [(name, other) for other in BASELINES for name in ZOO if name != other] + [("M3", "M3, no slow memory")]
+PAIRS = [(name, other) for other in BASELINES for name in ZOO if name != other]
+PAIRS += [("M3", "M3, no slow memory"), ("DeltaMomentum", "SGD-momentum")]
 
 
 def training(problem: Problem, make: Make, rate: float, steps: int) -> Iterator[tuple[torch.optim.Optimizer, float]]:
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 losses = sweep(task, name, options.data)
                 print(task, name, {f"{r:.3g}": round(v, 4) for r, v in losses.items()}, flush=True)
     else:
-        print(report(options.tasks, options.data))
+        print(report([task for task in TASKS if task in options.tasks], options.data))
 
 
 if __name__ == "__main__":
