@@ -13,7 +13,7 @@ wholly right.
 
 `hope` is made of options of the library: matrices as memories, a convolution of one token (so that a symbol is always
 the same key), one head, no decay at initialisation, generators that hardly move, one block whose writes reflect (erase,
-eta near 2) and one whose writes only add, all of them equally much at initialisation (eta saturated). Its loss has one
+eta near 2) and one whose writes only add, all of them equally much (eta saturated). Its loss has one
 term that the others have not: a little of the root of 1 + energy, the energy being the squares of what the adding
 memory holds at the end of a string. What opens and what closes is then made to cancel exactly; without it a count is
 right on short strings only (docs/log.md). `hope-plain` is the same model without that term, `hope-default` is
@@ -46,7 +46,7 @@ from recipes.cells import Cell, cell, write_result
 
 LENGTH, STEPS, BATCH, SMOOTHING = 40, 400, 32, 0.1
 DECAY, ENERGY = 0.1, 1e-2
-ETA_BIAS = {"decayed": 2.0, "none": 8.0}  # eta 1.76: reflections from the start; and 2: every write the same
+ETA_BIAS = {"decayed": 2.0, "none": 20.0}  # eta 1.76: reflections from the start; and 2 for good: every write the same
 RATES = (1e-2, 5e-3, 2e-2)
 SWEPT = ("parity", "shuffle-2")
 BINS = ((1, LENGTH), (LENGTH + 1, 4 * LENGTH), (4 * LENGTH + 1, 256), (1001, 1024))
