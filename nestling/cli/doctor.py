@@ -59,7 +59,7 @@ def machine() -> dict[str, str]:
 
 def packages() -> dict[str, str]:
     """Versions of what is needed, and of what is optional."""
-    found = {name: installed(name) or "missing" for name in ("torch", "numpy", "safetensors")}
+    found = {"torch": torch.__version__} | {name: installed(name) or "missing" for name in ("numpy", "safetensors")}
     missing = "missing; pip install 'nestling[{}]'"
     return found | {name: installed(name) or missing.format(extra) for name, extra in EXTRAS.items()}
 

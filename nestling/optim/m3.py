@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nestling.ops.newton_schulz import QUINTIC
 from nestling.optim.base import Group, Params, State, decay_weights
-from nestling.optim.orthogonal import MatrixOptimizer, adjusted_rate, orthogonalize
+from nestling.optim.orthogonal import MatrixOptimizer, adjusted_rate, nesterov, orthogonalize
 
 NS_EPS = 1e-7  # a matrix of smaller norm counts as zero, as in Muon
 Scale = tuple[int, float, float]  # a slow memory: period in steps, kept fraction beta, weight alpha in the step
@@ -105,8 +105,8 @@ class M3(MatrixOptimizer):
             torch._foreach_add_(m, grads, alpha=beta)
         else:
             torch._foreach_lerp_(m, grads, 1 - beta)
-        nesterov = group["nesterov"] and not group["literal"]
-        return orthogonalize(list(torch._foreach_lerp(grads, m, beta)) if nesterov else m, group, NS_EPS)
+        ahead = group["nesterov"] and not group["literal"]
+        return orthogonalize(nesterov(grads, m, beta) if ahead else m, group, NS_EPS)
 
 
 def scales(grads: list[Tensor], states: list[State], group: Group) -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nestling.ops.newton_schulz import QUINTIC
 from nestling.optim.base import Group, Params, State, decay_weights
-from nestling.optim.orthogonal import MatrixOptimizer, add_scaled, orthogonalize
+from nestling.optim.orthogonal import MatrixOptimizer, add_scaled, nesterov, orthogonalize
 
 
 class Muon(MatrixOptimizer):
@@ -52,6 +52,6 @@ class Muon(MatrixOptimizer):
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group) -> None:
         m, beta = [state["momentum_buffer"] for state in states], group["momentum"]
         torch._foreach_lerp_(m, grads, 1 - beta)
-        read = list(torch._foreach_lerp(grads, m, beta)) if group["nesterov"] else m
+        read = nesterov(grads, m, beta) if group["nesterov"] else m
         decay_weights(params, group)
         add_scaled(params, orthogonalize(read, group, group["eps"]), group)

@@ -16,6 +16,13 @@ BATCH_BYTES = 1 << 27  # of matrices that are orthogonalised together; a batch t
 ADJUSTMENTS = (None, "original", "match_rms_adamw")
 
 
+def nesterov(grads: list[Tensor], momenta: list[Tensor], beta: float) -> list[Tensor]:
+    """(1 - beta) gradient + beta momentum. In place on copies: torch 2.11 cannot shard the other form."""
+    read = [g.clone() for g in grads]
+    torch._foreach_lerp_(read, momenta, beta)
+    return read
+
+
 class MatrixOptimizer(Optimizer):
     """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape.
 
