@@ -17,10 +17,8 @@ ADJUSTMENTS = (None, "original", "match_rms_adamw")
 
 
 def nesterov(grads: list[Tensor], momenta: list[Tensor], beta: float) -> list[Tensor]:
-    """(1 - beta) gradient + beta momentum. In place on copies: torch 2.11 cannot shard the other form."""
-    read = [g.clone() for g in grads]
-    torch._foreach_lerp_(read, momenta, beta)
-    return read
+    """(1 - beta) gradient + beta momentum, one by one: torch 2.11 cannot shard the form for lists."""
+    return [torch.lerp(g, m, beta) for g, m in zip(grads, momenta, strict=True)]
 
 
 class MatrixOptimizer(Optimizer):
