@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from nestling.evals.statistics import interval, paired, verdict
 from nestling.optim import schedules
-from recipes.cells import Cell, cell, write_result
+from recipes.cells import Cell, cell, rounded, write_result
 from recipes.learning_tasks import TASKS, Folder, Problem
 from recipes.optimizer_zoo import FACTOR, FADE, ZOO, Make, fade
 
@@ -207,17 +207,6 @@ def say(task: str, made: Cell) -> None:
             verdicts = [part["comparisons"].get(f"{name} - {o}, validation loss", {}).get("verdict") for o in BASELINES]
             mean = f"{values['mean']:.4f}" if values else "diverged"
             print(f"{name:20s} rate {made['rates'][name]:8.4g} {part['steps'][name]:5d} steps {mean:9s} {verdicts}")
-
-
-def rounded(tree: Any) -> Any:
-    """Numbers with six digits, infinities as None."""
-    if isinstance(tree, dict):
-        return {k: rounded(v) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [rounded(v) for v in tree]
-    if isinstance(tree, float):
-        return float(f"{tree:.6g}") if math.isfinite(tree) else None
-    return tree
 
 
 def draw() -> Path:

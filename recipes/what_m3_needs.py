@@ -22,9 +22,9 @@ from nestling.evals.statistics import interval, paired, verdict
 from nestling.optim.base import Group, State, decay_weights
 from nestling.optim.m3 import NS_EPS, slow_keys
 from nestling.optim.orthogonal import add_scaled, orthogonalize
-from recipes.cells import Cell, cell, write_result
+from recipes.cells import Cell, cell, rounded, write_result
 from recipes.learning_tasks import TASKS, Folder
-from recipes.optimizer_tasks import rounded, trained
+from recipes.optimizer_tasks import trained
 from recipes.optimizer_zoo import ZOO, Make
 
 RATES = {"mlp": 3e-3, "vit": 9e-3}  # Muon's best

@@ -31,12 +31,27 @@ class Hybrid(nn.Module):
     DEVIATION: the persistent tokens are seen by attention alone; before the memory stand its learned initial weights.
     """
 
+    gated: bool  # whether the memory gates its own output
+
     def __init__(
-        self, dim: int, heads: int, expansion: int, chunk_size: int, window: int | None, persistent: int, *, gated: bool
+        self,
+        dim: int,
+        heads: int,
+        expansion: int = 2,
+        chunk_size: int = 16,
+        *,
+        window: int | None = 256,
+        persistent: int = 4,
     ) -> None:
+        """expansion, chunk_size: of `TitansMemory`; window: of attention; persistent: learned tokens before it."""
         super().__init__()
         self.attention = Attention(dim, heads, window=window, persistent=persistent)
-        self.memory = TitansMemory(dim, heads, expansion, chunk_size, gated=gated)
+        self.memory = TitansMemory(dim, heads, expansion, chunk_size, gated=self.gated)
+        self.norms(dim)
+
+    def norms(self, dim: int) -> None:
+        """The norms of the form."""
+        raise NotImplementedError
 
     def keys_per_query(self, context: int) -> int:
         """Keys that a query is compared with."""
@@ -51,18 +66,9 @@ class Hybrid(nn.Module):
 class MemoryAsGate(Hybrid):
     """y = norm(attention(x)) * sigmoid(norm(memory(x))): a branch for what is near and one for what was read."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        expansion: int = 2,
-        chunk_size: int = 16,
-        *,
-        window: int | None = 256,
-        persistent: int = 4,
-    ) -> None:
-        """expansion, chunk_size: of `TitansMemory`; window: of attention; persistent: learned tokens before it."""
-        super().__init__(dim, heads, expansion, chunk_size, window, persistent, gated=False)
+    gated = False
+
+    def norms(self, dim: int) -> None:
         self.norm_out, self.norm_gate = (nn.RMSNorm(dim, eps=1e-6) for _ in range(2))
 
     def forward(
@@ -81,18 +87,9 @@ class MemoryAsLayer(Hybrid):
     DEVIATION: both have residual paths, which the paper's equations leave out.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        expansion: int = 2,
-        chunk_size: int = 16,
-        *,
-        window: int | None = 256,
-        persistent: int = 4,
-    ) -> None:
-        """As for MemoryAsGate."""
-        super().__init__(dim, heads, expansion, chunk_size, window, persistent, gated=True)
+    gated = True
+
+    def norms(self, dim: int) -> None:
         self.norm = nn.RMSNorm(dim, eps=1e-6)
 
     def forward(

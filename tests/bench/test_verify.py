@@ -11,6 +11,7 @@ from nestling.bench.measure import threads
 from nestling.bench.verify import distance, model_gate, op_gate
 from nestling.bench.workloads import model, text
 from nestling.testing import random_loss
+from tests.needs import triton_runs
 
 SHAPE = Shape(rows=1, tokens=8, heads=1, width=4, chunk_size=4)
 
@@ -43,7 +44,7 @@ def test_kernels_are_forms_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["cms_write", "newton_schulz"])
 def test_a_kernel_without_a_backward_pass_is_held_to_its_outputs(name: str) -> None:
-    pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+    triton_runs()
     assert op_gate(OPS[name], "triton", SHAPE) is None
 
 

@@ -7,6 +7,7 @@ from nestling.ops import dispatch
 from nestling.ops.cms_write.chunk import cms_write as chunk
 from nestling.ops.cms_write.reference import cms_write as reference
 from nestling.testing import assert_close, chunk_equals_loop
+from tests.needs import triton_runs
 
 KEEP = pytest.mark.parametrize("keep", [1.0, 0.7])
 
@@ -42,7 +43,7 @@ def test_each_row_has_its_own_scale_and_the_old_matrix_stays():
 @pytest.mark.parametrize(("R", "O", "I"), [(1, 5, 70), (33, 65, 20), (70, 16, 130)])
 def test_the_kernel_equals_the_loop(R, O, I, keep):
     """Sizes below, at and above a tile, with rests in all three; on the GPU where there is one."""
-    pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+    triton_runs()
     made, device = inputs(R, O, I), "cuda" if torch.cuda.is_available() else "cpu"
     expected = reference(**made, keep=keep)
     low = {name: x.to(device, torch.float32) for name, x in made.items()}
@@ -52,7 +53,7 @@ def test_the_kernel_equals_the_loop(R, O, I, keep):
 
 
 def test_the_kernel_has_no_gradients_and_says_so():
-    pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+    triton_runs()
     made = {name: x.float().requires_grad_() for name, x in inputs(2, 3, 4).items()}
     with pytest.raises(ValueError, match="no backward"):
         dispatch.cms_write(**made, form="triton")

@@ -1,6 +1,5 @@
 """The kernel of the gated delta rule against its loop: on the GPU where there is one, else in triton's interpreter."""
 
-import numpy
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,13 +7,11 @@ from torch.nn import functional as F
 from nestling.ops import dispatch
 from nestling.ops.gated_delta_rule.reference import gated_delta_rule as reference
 from nestling.testing import assert_close, chunk_equals_loop
+from tests.needs import triton_runs
 
-triton = pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+triton_runs()
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-RELEASES = [tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy)]
-if not GPU and RELEASES[0] < (3, 9) and RELEASES[1] >= (2, 4):
-    pytest.skip("the interpreter of triton < 3.9 cannot multiply with numpy >= 2.4", allow_module_level=True)
 
 
 def kernel(**made):

@@ -1,18 +1,15 @@
 """The kernel of Newton-Schulz against its loop: on the GPU where there is one, else in triton's interpreter."""
 
-import numpy
 import pytest
 import torch
 
 from nestling.ops import dispatch
 from nestling.testing import assert_close
+from tests.needs import triton_runs
 
-triton = pytest.importorskip("triton", reason="triton is not installed; it is in the extra kernels-test")
+triton_runs()
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-RELEASES = [tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy)]
-if not GPU and RELEASES[0] < (3, 9) and RELEASES[1] >= (2, 4):
-    pytest.skip("the interpreter of triton < 3.9 cannot multiply with numpy >= 2.4", allow_module_level=True)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (3, 70), (130, 67), (2, 65, 80)])

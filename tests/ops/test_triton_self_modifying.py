@@ -5,8 +5,9 @@ import torch
 
 from nestling.ops import dispatch
 from nestling.ops.self_modifying import Rule, fused, one_layer, reference
+from tests.needs import triton_runs
 
-pytest.importorskip("triton", reason="needs triton: install nestling[kernels-test]")
+triton_runs()
 from nestling.ops.self_modifying import triton as kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py switches the interpreter on without one
