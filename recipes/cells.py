@@ -36,6 +36,13 @@ def spent() -> float:
     return sum(os.times()[:4])
 
 
+def cpu_minutes(tree: Any) -> float:
+    """What the cells of a result took together, each counted once where it stands."""
+    if isinstance(tree, dict):
+        return tree.get("cpu_seconds", 0.0) / 60 + sum(cpu_minutes(v) for v in tree.values())
+    return sum(cpu_minutes(v) for v in tree) if isinstance(tree, list) else 0.0
+
+
 def record(recipe: str, config: Cell, seeds: list[int], metrics: Cell) -> Cell:
     """Metrics with everything that identifies the measurement."""
     return {"recipe": recipe, "config": config, "seeds": seeds, "metrics": metrics} | provenance()

@@ -43,9 +43,10 @@ from nestling.models import NAMES, LanguageModel, Output, State, config_of, from
 from nestling.models.config import ModelConfig
 from nestling.ops.self_modifying import Rule
 from recipes.cells import Cell, cell, write_result
+from recipes.fitting import fit
 
 LENGTH, STEPS, BATCH, SMOOTHING = 40, 400, 32, 0.1
-DECAY, ENERGY = 0.1, 1e-2
+ENERGY = 1e-2
 ETA_BIAS = {"decayed": 2.0, "none": 20.0}  # eta 1.76: reflections from the start; and 2 for good: every write the same
 RATES = (1e-2, 5e-3, 2e-2)
 SWEPT = ("parity", "shuffle-2")
@@ -126,26 +127,13 @@ MODELS = (*OWN, *(name for name in NAMES if name not in ("hope", "hope-attention
 
 
 def train(model: nn.Module, language: Language, lr: float, seed: int, energy: float) -> float:
-    """AdamW with warm-up, cosine and clipping on fresh strings; the mean loss of the last 20 steps."""
-    optimizer = torch.optim.AdamW(groups(model), lr=lr, betas=(0.9, 0.95))
-    shape = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
-    losses = []
-    for step in range(STEPS):
-        strings = batch(language, seed * 1_000_003 + step)
-        loss = loss_on(model, strings, SMOOTHING, energy)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        shape.step()
-        losses.append(loss.item())
-    return sum(losses[-20:]) / 20
-
-
-def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not."""
-    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
-    return [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    """Fit fresh strings of every step; the mean loss of the last steps."""
+    return fit(
+        model,
+        lambda step: loss_on(model, batch(language, seed * 1_000_003 + step), SMOOTHING, energy),
+        steps=STEPS,
+        lr=lr,
+    )
 
 
 def batch(language: Language, seed: int) -> Examples:
@@ -177,11 +165,6 @@ def ends(strings: Examples) -> Tensor:
     """(B,): lengths of the strings."""
     places = torch.arange(1, strings.targets.shape[1] + 1)
     return ((strings.targets != NOTHING) * places).amax(1)
-
-
-def pace(step: int) -> float:
-    """Share of the rate: 20 steps of warm-up, then a cosine down to zero."""
-    return min(1, (step + 1) / 20) * (1 + math.cos(math.pi * min(1, step / STEPS))) / 2
 
 
 def run_cell(name: str, language: str, lr: float, seed: int) -> Cell:
