@@ -6,17 +6,16 @@ from torch import nn
 
 from nestling.evals.formal_languages import LANGUAGES
 from nestling.evals.suite import NOTHING
+from recipes.fitting import DECAY, groups
 from recipes.formal_languages import (
     BATCH,
     BINS,
-    DECAY,
     LENGTH,
     MODELS,
     RATES,
     batch,
     chosen_rate,
     ends,
-    groups,
     loss_on,
     make,
     page,
