@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -81,14 +81,14 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def read_checkpoint(path: Path) -> Parts:
-    """The parts of a checkpoint, as fresh tensors on the CPU.
+def read_checkpoint(path: Path, wanted: Sequence[str] = PARTS) -> Parts:
+    """The wanted parts of a checkpoint, as fresh tensors on the CPU; every file of it is verified.
 
     Raises DamagedCheckpoint if a file is missing, cut short or changed; nothing of it is used then.
     """
     content = _verified(path)
     try:
-        return {name: _part(content[f"{name}.safetensors"], content[f"{name}.json"]) for name in PARTS}
+        return {name: _part(content[f"{name}.safetensors"], content[f"{name}.json"]) for name in wanted}
     except (KeyError, ValueError, TypeError, SafetensorError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {error}") from error
 
@@ -105,8 +105,29 @@ def read_latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Parts] 
         except DamagedCheckpoint as error:
             say(f"{error}; kept as {set_aside(path).name}, taking the one before")
     if found:
-        raise DamagedCheckpoint(f"every checkpoint in {folder} is damaged; start again in a new run folder")
+        raise _nothing_whole(folder)
     return None
+
+
+def newest_weights(folder: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+    """The model's weights in the newest whole checkpoint below a folder, or None if there are none.
+
+    Only looks: the folder stays as it is, and the parts that only training needs may have the form of another version.
+    Raises DamagedCheckpoint if all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return read_checkpoint(path, ["model"])["model"]
+        except DamagedCheckpoint as error:
+            say(f"{error}; taking the one before")
+    if found:
+        raise _nothing_whole(folder)
+    return None
+
+
+def _nothing_whole(folder: Path) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"every checkpoint in {folder} is damaged; start again in a new run folder")
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from nestling.data import (
     tokenize,
 )
 from nestling.models import LanguageModel, build
-from nestling.train.checkpoint import load_weights, read_latest
+from nestling.train.checkpoint import load_weights, newest_weights
 from nestling.train.config import DataConfig, RunConfig
 from nestling.train.config_file import from_dict
 from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
@@ -142,10 +142,10 @@ def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel
     config = run_config(folder)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
-    found = read_latest(Path(folder) / "checkpoints", say)
-    if found is None:
+    weights = newest_weights(Path(folder) / "checkpoints", say)
+    if weights is None:
         raise FileNotFoundError(f"no checkpoint in {folder} yet; go on with: nestling train --resume {folder}")
-    load_weights(model, found[1]["model"])
+    load_weights(model, weights)
     return model, tokenizer
 
 

@@ -12,6 +12,7 @@ from nestling.train.checkpoint import (
     PARTS,
     DamagedCheckpoint,
     checkpoints,
+    newest_weights,
     read_checkpoint,
     read_latest,
     write_checkpoint,
@@ -73,11 +74,35 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path, name, damage):
     assert names(tmp_path) == ["step-00000001", "step-00000002.aside-0"]
 
 
+def test_weights_load_whatever_became_of_the_parts_for_training_and_nothing_is_moved(tmp_path, monkeypatch):
+    files = module._files
+
+    def of_another_version(name, tree):
+        form = json.dumps({"class": "nestling.gone.State", "fields": {}}).encode()
+        return [files(name, tree)[0], (f"{name}.json", form)] if name == "state" else files(name, tree)
+
+    monkeypatch.setattr(module, "_files", of_another_version)
+    path = write_checkpoint(tmp_path, 2, parts(2))
+    with pytest.raises(DamagedCheckpoint, match="cannot be read"):
+        read_checkpoint(path)
+    assert same(newest_weights(tmp_path, pytest.fail), parts(2)["model"])
+    write_checkpoint(tmp_path, 3, parts(3))
+    (tmp_path / "step-00000003" / "model.safetensors").write_bytes(b"")
+    said = []
+    assert same(newest_weights(tmp_path, said.append), parts(2)["model"])
+    assert len(said) == 1 and "step-00000003 is damaged" in said[0]
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
 def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
+    assert newest_weights(tmp_path, pytest.fail) is None
     assert read_latest(tmp_path, pytest.fail) is None
     (write_checkpoint(tmp_path, 1, parts()) / "manifest.json").unlink()
     with pytest.raises(DamagedCheckpoint, match="every checkpoint .* is damaged; start again"):
         read_latest(tmp_path, lambda line: None)
+    (write_checkpoint(tmp_path, 1, parts()) / "manifest.json").unlink()
+    with pytest.raises(DamagedCheckpoint, match="every checkpoint .* is damaged; start again"):
+        newest_weights(tmp_path, lambda line: None)
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
