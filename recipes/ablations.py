@@ -1,0 +1,184 @@
+"""Ablations: each component of the paper's Table 6 taken out of Hope in turn, and the use of context (Figure 10).
+
+    python -m recipes.ablations --data DIR                     # DIR/lm: books and WikiText-2
+    python -m recipes.ablations --data DIR --variants Hope "without DGD"
+    python -m recipes.ablations --table                        # the committed result as a table
+    python -m recipes.ablations --figure                       # and as docs/figures/ablations.png
+
+The smallest model, the text, tokens, seeds and Hope's rate of recipes/language_modelling.py (whose Hope it is); the
+variants are nestling/models/ablations.py, all with the parameters of the Transformer. Text and measures:
+recipes/language.py. A component helps if taking it out is worse, seed by seed: the interval of the paired
+differences excludes 0. Two rows are turned round, as the library's Hope starts from the other side ("adaptive q" adds
+what Table 6 takes out, "momentum" adds it to the writes of the levels), and one row is ours: the levels without writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nestling.evals.statistics import Interval, paired, verdict
+from nestling.models.ablations import ABLATIONS
+from recipes import language, language_modelling
+from recipes.cells import Cell, cpu_minutes, write_result
+from recipes.language import Folder, bits
+
+SIZE = "small"
+VARIANTS: dict[str, dict[str, Any]] = ABLATIONS | {"levels without writes": {"inner_lr": 0.0}}
+PAPER = {  # Table 6: perplexity, at 1.3B parameters
+    "Hope": 12.24,
+    "without DGD": 13.41,
+    "without decay": 13.71,
+    "without CMS": 13.04,
+    "without adaptive k": 13.77,
+    "without adaptive v": 13.90,
+}
+TURNED = {"adaptive q": 12.19, "momentum": 13.58}  # perplexity of Hope without it, where our row adds it
+PARTS = {"held out": ("held out", ""), "novels": ("novels", "beyond"), "WikiText-2": ("test", "beyond")}
+CONTEXTS = {"Hope": "#c05621", "without CMS": "#2b6cb0", "without DGD": "#2f855a"}  # lines of Figure 10
+
+
+def label(variant: str) -> str:
+    """The name of a variant's cells; Hope's own are those of the language models."""
+    return f"hope-{SIZE}" + ("" if variant == "Hope" else "-" + variant.replace(" ", "-").lower())
+
+
+def values(cells: Sequence[Cell], part: str) -> list[float]:
+    """Bits per byte, one per seed; levels that write are read writing."""
+    text, where = PARTS[part]
+    if not where:
+        return [found[text] for found in cells]
+    way = "learning" if "learning" in cells[0][text] else "frozen"
+    return bits(cells, text, where, (way,))
+
+
+def differences(cells: dict[str, list[Cell]]) -> dict[str, dict[str, Cell]]:
+    """Every variant minus Hope over the seeds of both, and what may be said of the variant."""
+    made: dict[str, dict[str, Cell]] = {}
+    for variant, found in cells.items():
+        if variant != "Hope":
+            whole = cells["Hope"][: len(found)]
+            for part in PARTS:
+                difference = paired(values(found, part), values(whole, part))
+                made.setdefault(variant, {})[part] = vars(difference) | {"verdict": verdict(difference)}
+    return made
+
+
+def report(variants: Sequence[str], seeds: int, folder: Folder) -> Path:
+    """Run what is missing, seed by seed, and write the result."""
+    rate = language.chosen_rate(language.sweep("hope", folder))
+    cells: dict[str, list[Cell]] = {variant: [] for variant in variants}
+    for seed in range(seeds):
+        for variant in variants:
+            model = language.config_for("hope", SIZE, **VARIANTS[variant])
+            cells[variant].append(language.measured(label(variant), model, rate, seed, folder))
+    metrics: Cell = {"rate": rate, "cells": cells, "differences to Hope": differences(cells)}
+    changed = {variant: str(VARIANTS[variant]) for variant in variants}
+    config = language_modelling.settings(folder) | {"size": SIZE, "variants": changed}
+    return write_result("ablations", config, list(range(seeds)), metrics)
+
+
+# --- table and figure -------------------------------------------------------------------------------------------
+
+
+def page(result: Cell) -> str:
+    """The result as markdown: what each variant loses, in bits per byte, beside the paper's perplexities."""
+    metrics = result["metrics"]
+    whole = metrics["cells"]["Hope"]
+    means = " | ".join(f"{language.mean(values(whole, part)):.3f}" for part in PARTS)
+    lines = [f"| minus Hope, bits per byte | {' | '.join(PARTS)} | n | paper, perplexity |"]
+    lines += ["|---" * (3 + len(PARTS)) + "|", f"| Hope itself | {means} | {len(whole)} | {PAPER['Hope']} |"]
+    for variant, parts in metrics["differences to Hope"].items():
+        row = " | ".join(shown(parts[part]) for part in PARTS)
+        lines.append(f"| {variant} | {row} | {parts['held out']['n']} | {of_paper(variant)} |")
+    return "\n".join([*lines, "", f"{cpu_minutes(metrics):.0f} CPU minutes together, Hope's own included."])
+
+
+def shown(difference: Cell) -> str:
+    """A difference, its interval if there is one, and bold where that excludes 0."""
+    if difference["low"] is None:
+        return f"{difference['mean']:+.3f}"
+    text = f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    return f"**{text}**" if difference["verdict"] != "no difference shown" else text
+
+
+def of_paper(variant: str) -> str:
+    """The paper's figure for a variant."""
+    turned = TURNED.get(variant)
+    return f"{turned} without it" if turned else str(PAPER.get(variant, ""))
+
+
+def draw(result: Cell, path: Path) -> None:
+    """Differences with their intervals, and bits per byte by position (Figure 10)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    metrics = result["metrics"]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(3, 2))
+    forest(axes[0], metrics["differences to Hope"])
+    context(axes[1], metrics["cells"])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def forest(axes: Any, found: dict[str, dict[str, Cell]]) -> None:
+    """A row per variant: right of 0 means that the variant is worse than Hope."""
+    for i, part in enumerate(PARTS):
+        for row, parts in enumerate(found.values()):
+            line = Interval(**{k: v for k, v in parts[part].items() if k != "verdict"})
+            place = row + 0.22 * (i - 1)
+            if line.low is not None:
+                axes.plot([line.low, line.high], [place, place], color=f"C{i}", linewidth=1.2)
+            axes.plot(line.mean, place, "o", color=f"C{i}", markersize=4, label=part if row == 0 else None)
+    axes.axvline(0, color="black", linewidth=0.6)
+    axes.set_yticks(range(len(found)), list(found), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="bits per byte more than Hope, 95 % interval over seeds", title="one component changed")
+    axes.legend(fontsize=8)
+
+
+def context(axes: Any, cells: dict[str, list[Cell]]) -> None:
+    """Means over seeds and over both texts, by position in the window."""
+    for variant, colour in CONTEXTS.items():
+        if variant not in cells:
+            continue
+        way = "learning" if "learning" in cells[variant][0]["test"] else "frozen"
+        columns = zip(
+            *(c[text][way]["by position"] for c in cells[variant] for text in ("novels", "test")), strict=True
+        )
+        line = [language.mean(column) for column in columns]
+        places = [(i + 0.5) * language.LONG / len(line) for i in range(len(line))]
+        axes.plot(places, line, color=colour, label=variant, linewidth=1.3)
+    axes.axvline(language.LENGTH, color="black", linewidth=0.6)
+    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", ylabel="bits per byte", title="use of context")
+    axes.legend(fontsize=8)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
+    parser.add_argument("--figure", action="store_true", help="draw docs/figures/ablations.png from it")
+    options = parser.parse_args(argv)
+    if "Hope" not in options.variants:
+        parser.error("--variants must name Hope: the others are compared with it")
+    torch.set_num_threads(1)
+    if not (options.table or options.figure):
+        print(report(options.variants, options.seeds, options.data))
+    newest = json.loads(max(Path("results/ablations").glob("*.json")).read_text(encoding="utf-8"))
+    if options.figure:
+        draw(newest, Path("docs/figures/ablations.png"))
+    print(page(newest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Language modelling: Hope against Transformer++, Gated DeltaNet and Titans at three sizes, and beyond the length.
+
+    python -m recipes.language_modelling --data DIR            # DIR/lm: books and WikiText-2
+    python -m recipes.language_modelling --data DIR --sizes small --seeds 1
+    python -m recipes.language_modelling --table               # the committed result as a table
+    python -m recipes.language_modelling --figure              # and as docs/figures/language_modelling.png
+
+Equal parameters at each size (within 2 %), tokens, data order and seeds; text and measures: recipes/language.py.
+Rates: the same three for every model, one seed at the smallest size, by the loss on held-out text. Beyond the training
+length the Transformer is read with full attention and with a window of that length, and the better one counts, seed by
+seed. Hope is read with its levels frozen and with their writes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nestling.evals.statistics import interval, paired, verdict
+from recipes import language
+from recipes.cells import Cell, cpu_minutes, write_result
+from recipes.language import SIZES, Folder, bits
+
+MODELS = ("transformer", "gated-delta-net", "titans-lmm", "hope")
+LINES = {  # of the table: the model, and the ways to read it of which the best counts
+    "transformer": ("transformer", ("full", "window")),
+    "gated-delta-net": ("gated-delta-net", ("frozen",)),
+    "titans-lmm": ("titans-lmm", ("frozen",)),
+    "hope": ("hope", ("frozen",)),
+    "hope, writing": ("hope", ("learning",)),
+}
+PARTS = {  # of the table: text, and positions
+    "held out": ("held out", ""),
+    "novels inside": ("novels", "inside"),
+    "novels beyond": ("novels", "beyond"),
+    "WikiText-2 inside": ("test", "inside"),
+    "WikiText-2 beyond": ("test", "beyond"),
+}
+COLOURS = {"transformer": "#7a7a7a", "gated-delta-net": "#2f855a", "titans-lmm": "#2b6cb0", "hope": "#c05621"}
+
+
+def values(models: dict[str, list[Cell]], line: str, part: str) -> list[float]:
+    """Bits per byte of a line of the table, one per seed."""
+    (name, ways), (text, where) = LINES[line], PARTS[part]
+    cells = models[name]
+    return bits(cells, text, where, ways) if where else [found[text] for found in cells]
+
+
+def run_size(size: str, rates: dict[str, float], seeds: int, folder: Folder) -> dict[str, list[Cell]]:
+    """The cells of a size, with what they read of the test text."""
+    made: dict[str, list[Cell]] = {name: [] for name in MODELS}
+    for seed in range(seeds):
+        for name, rate in rates.items():
+            config = language.config_for(name, size)
+            made[name].append(language.measured(f"{name}-{size}", config, rate, seed, folder))
+    return made
+
+
+def compare(models: dict[str, list[Cell]]) -> dict[str, Cell]:
+    """Hope, frozen and writing, against each other line: paired differences, in bits per byte."""
+    made: dict[str, Cell] = {}
+    for mine in ("hope", "hope, writing"):
+        for other in [line for line in LINES if not line.startswith("hope")] + ["hope"] * (mine != "hope"):
+            for part in PARTS:
+                difference = paired(values(models, mine, part), values(models, other, part))
+                made[f"{mine} - {other}, {part}"] = vars(difference) | {"verdict": verdict(difference)}
+    return made
+
+
+def report(sizes: Sequence[str], seeds: int, folder: Folder) -> Path:
+    """Run what is missing, and write the result."""
+    swept = {name: language.sweep(name, folder) for name in MODELS}
+    rates = {name: language.chosen_rate(found) for name, found in swept.items()}
+    for name, found in swept.items():
+        del found[f"{rates[name]:g}"]["cpu_seconds"]  # of a cell that stands below
+    models = {size: run_size(size, rates, seeds, folder) for size in sizes}
+    metrics: Cell = {"sweep": swept, "chosen rate": rates, "models": models}
+    metrics["comparisons"] = {size: compare(cells) for size, cells in models.items()}
+    return write_result("language_modelling", settings(folder), list(range(seeds)), metrics)
+
+
+def settings(folder: Folder) -> Cell:
+    """What decides the numbers, as the result file has it."""
+    texts = language.corpus(folder)
+    return {
+        "trained on": language.TRAINED,
+        "novels": language.NOVELS,
+        "test": language.TEST,
+        "pieces": [language.PIECES, texts.tokenizer.fingerprint],
+        "training tokens": [len(texts.training), texts.training.fingerprint],
+        "rows, length, steps": [language.ROWS, language.LENGTH, language.STEPS],
+        "windows": [language.SHORT_WINDOWS, language.LONG_WINDOWS, language.LONG],
+        "sizes (width, blocks, heads)": SIZES,
+        "periods of hope": [str(period) for period in language.PERIODS],
+        "rates": language.RATES,
+    }
+
+
+# --- table and figure -------------------------------------------------------------------------------------------
+
+
+def page(result: Cell) -> str:
+    """The result as markdown: a table of bits per byte per size, and Hope's differences."""
+    metrics, lines = result["metrics"], []
+    for size, models in metrics["models"].items():
+        count = models["hope"][0]["parameters"]
+        lines += [f"**{size}** ({count:,} parameters), bits per byte", "", f"| model | {' | '.join(PARTS)} |"]
+        lines += ["|---" * (1 + len(PARTS)) + "|"]
+        for line in LINES:
+            lines.append(f"| {line} | {' | '.join(shown(interval(values(models, line, part))) for part in PARTS)} |")
+        lines.append("")
+        for name, found in metrics["comparisons"][size].items():
+            lines.append(
+                f"{name}: {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}] {found['verdict']}  "
+            )
+        lines.append("")
+    return "\n".join([*lines, f"{cpu_minutes(metrics):.0f} CPU minutes together."])
+
+
+def shown(found: Any) -> str:
+    """A mean and half of its interval."""
+    return f"{found.mean:.3f}" + (f" ± {found.high - found.mean:.3f}" if found.high is not None else "")
+
+
+def draw(result: Cell, path: Path) -> None:
+    """Loss against size, and by position at the largest size on both texts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    models = result["metrics"]["models"]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    by_size(axes[0], models)
+    largest = list(models)[-1]
+    by_position(axes[1], models[largest], "novels", f"two unread novels, {largest}")
+    by_position(axes[2], models[largest], "test", f"WikiText-2 (test, first half), {largest}")
+    axes[2].legend(fontsize=7, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def by_size(axes: Any, models: dict[str, dict[str, list[Cell]]]) -> None:
+    """Every seed a dot, the mean a line: held-out text inside the training length."""
+    for name, colour in COLOURS.items():
+        cells = [found[name] for found in models.values()]
+        counts = [found[0]["parameters"] for found in cells]
+        axes.plot(counts, [language.mean(c["held out"] for c in f) for f in cells], color=colour, label=name)
+        for count, found in zip(counts, cells, strict=True):
+            axes.plot([count] * len(found), [c["held out"] for c in found], ".", color=colour, markersize=5)
+    axes.set(xscale="log", xlabel="parameters", ylabel="bits per byte", title="held-out text, 256 tokens")
+    axes.set_xticks(counts, [f"{count / 1e6:.2f}M" for count in counts])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+
+
+def by_position(axes: Any, models: dict[str, list[Cell]], text: str, title: str) -> None:
+    """Means over seeds, by position in the window; the training length is a vertical line."""
+    styles = {"full": ":", "window": "-", "frozen": "-", "learning": "--"}
+    for name, colour in COLOURS.items():
+        for way in models[name][0][text]:
+            columns = zip(*(found[text][way]["by position"] for found in models[name]), strict=True)
+            line = [language.mean(column) for column in columns]
+            places = [(i + 0.5) * language.LONG / len(line) for i in range(len(line))]
+            label = name if way == "frozen" else f"{name}, {way}"
+            axes.plot(places, line, color=colour, linestyle=styles[way], label=label, linewidth=1.3)
+    axes.axvline(language.LENGTH, color="black", linewidth=0.6)
+    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", title=title)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
+    parser.add_argument("--figure", action="store_true", help="draw docs/figures/language_modelling.png from it")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not (options.table or options.figure):
+        print(report(options.sizes, options.seeds, options.data))
+    newest = json.loads(max(Path("results/language_modelling").glob("*.json")).read_text(encoding="utf-8"))
+    if options.figure:
+        draw(newest, Path("docs/figures/language_modelling.png"))
+    print(page(newest))
+
+
+if __name__ == "__main__":
+    main()
