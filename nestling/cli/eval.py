@@ -1,4 +1,7 @@
-"""`nestling eval SUITE`: score a trained model. Here perplexity; the suites that make their examples: eval_tasks.py."""
+"""`nestling eval SUITE`: score a trained model. Here perplexity.
+
+The suites that make their examples: eval_tasks.py; those that ask what data files say: eval_data.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from nestling.cli import eval_tasks, trained
+from nestling.cli import eval_data, eval_tasks, trained
 from nestling.cli.parser import Parser, UsageError, nearest, positive
 
 if TYPE_CHECKING:
@@ -20,18 +23,21 @@ EPILOG = """\
   nestling eval perplexity shakespeare --model runs/train-1 --state memory.safetensors
   nestling eval needles emma --model runs/train-1 --tasks s-niah-2 multi-key --lengths 1000-1024 4000-4096
   nestling eval formal-languages --model runs/mine --lengths 1-40 41-160
+  nestling eval knowledge --model runs/train-1 --data DIR --period 256 --erase 0.5 --rate 0.056
 
 perplexity: the text is cut into windows, each read from a fresh state. With --state, the windows are scored without and
 with what the memory file has learned (its context cleared): what reading has cost, or brought, on this text.
-formal-languages, mad, mqar, needles: `nestling eval SUITE --help` has their options.
+The other suites: `nestling eval SUITE --help` has their options.
 """
-SUITES = ("perplexity", *eval_tasks.SUITES)
+SUITES = ("perplexity", *eval_tasks.SUITES, *eval_data.SUITES)
 
 
 def run(parser: Parser, arguments: list[str]) -> int:
     """Score, and print the numbers."""
     if arguments and arguments[0] in eval_tasks.SUITES:
         return eval_tasks.run(parser, arguments)
+    if arguments and arguments[0] in eval_data.SUITES:
+        return eval_data.run(parser, arguments)
     parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
     trained.add_text(parser)
     trained.add_model(parser)

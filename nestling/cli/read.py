@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,7 @@ from nestling.cli import trained
 from nestling.cli.parser import Parser, UsageError
 
 if TYPE_CHECKING:
-    import argparse
-
     from nestling.evals import ReadResult
-    from nestling.models import ReadingModel
 
 EPILOG = """\
   nestling read book.txt --model runs/train-1 --state memory.safetensors
@@ -38,9 +34,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
     how.add_argument("--learn", action="store_true", help="let the levels learn while reading (the default)")
     how.add_argument("--frozen", action="store_true", help="read without learning; --state is only read")
     how.add_argument("--compare", action="store_true", help="read twice, learning and frozen, and print the gain")
-    parser.add_argument("--rate", type=float, help="rate of all levels while reading (default: as the model was built)")
-    parser.add_argument("--erase", type=float, help="part of what earlier writes said about a key that a write erases")
-    parser.add_argument("--period", type=float, help="one period for all levels that write, in tokens")
+    trained.add_writes(parser)
     args = parser.read(arguments)
     if args.state and not Path(args.state).resolve().parent.is_dir():
         raise UsageError(f"--state={args.state} lies in a folder that does not exist; make it first")
@@ -50,7 +44,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
 
     text = trained.text_of(args.file, args.data)
     model, tokenizer = trained.load_model(args.model, args.device)
-    model = written(model, args)
+    model = trained.written(model, args)
     before = trained.load_memory(args.state, args.device) if args.state and Path(args.state).exists() else None
     tokens = trained.tokens_of(text, tokenizer, args.device)
     read = read_text(model, tokens, learn=not args.frozen, state=before)
@@ -63,24 +57,6 @@ def run(parser: Parser, arguments: list[str]) -> int:
         report |= {"state": args.state, "state_bytes": Path(args.state).stat().st_size}
     print(json.dumps(report, indent=2) if args.json else page(report))
     return 0
-
-
-def written(model: ReadingModel, args: argparse.Namespace) -> ReadingModel:
-    """The model with the writes that the options ask for. A memory belongs to the options that it was made with."""
-    from nestling.evals import reconfigured
-    from nestling.models import LanguageModel
-
-    changes: dict[str, Any] = {"inner_lr": args.rate, "inner_erase": args.erase, "periods": args.period}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if not changes:
-        return model
-    if not isinstance(model, LanguageModel):
-        raise UsageError(
-            "--rate, --erase and --period change models of `nestling train`; see nestling convert --help for others"
-        )
-    if args.period is not None:
-        changes["periods"] = tuple(p if math.isinf(p) else args.period for p in model.config.periods)
-    return reconfigured(model, **changes)
 
 
 def summary(read: ReadResult, bytes_per_token: float) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nestling.cli.parser import Parser
+from nestling.cli.parser import Parser, UsageError
 
 if TYPE_CHECKING:
     from nestling.data import Tokenizer
@@ -27,6 +29,13 @@ def add_text(parser: Parser) -> None:
     parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
 
 
+def add_writes(parser: Parser) -> None:
+    """The options --rate, --erase and --period, which `written` reads."""
+    parser.add_argument("--rate", type=float, help="rate of all levels while reading (default: as the model was built)")
+    parser.add_argument("--erase", type=float, help="part of what earlier writes said about a key that a write erases")
+    parser.add_argument("--period", type=float, help="one period for all levels that write, in tokens")
+
+
 def load_model(run: str, device: str) -> tuple[ReadingModel, Tokenizer]:
     """Model and tokenizer of a run folder, ready to read. Raises FileNotFoundError or ValueError."""
     from nestling.train import load_run
@@ -42,6 +51,24 @@ def load_model(run: str, device: str) -> tuple[ReadingModel, Tokenizer]:
         return load_saved(run, place)
     model, tokenizer = load_run(run)
     return model.to(place).eval(), tokenizer
+
+
+def written(model: ReadingModel, args: Namespace) -> ReadingModel:
+    """The model with the writes that the options ask for. A memory belongs to the options that it was made with."""
+    from nestling.evals import reconfigured
+    from nestling.models import LanguageModel
+
+    changes: dict[str, Any] = {"inner_lr": args.rate, "inner_erase": args.erase, "periods": args.period}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not changes:
+        return model
+    if not isinstance(model, LanguageModel):
+        raise UsageError(
+            "--rate, --erase and --period change models of `nestling train`; see nestling convert --help for others"
+        )
+    if args.period is not None:
+        changes["periods"] = tuple(p if math.isinf(p) else args.period for p in model.config.periods)
+    return reconfigured(model, **changes)
 
 
 def load_saved(folder: str, place: torch.device) -> tuple[ReadingModel, Tokenizer]:

@@ -9,6 +9,7 @@ Larger corpora lie in memory-mapped shards (shards.py) behind the same `Tokens`.
 """
 
 from nestling.data.bundled import TEXTS, bundled_text
+from nestling.data.questions import Passage, Question, one_per_article, read_passages, read_records
 from nestling.data.shards import open_shards, write_shards
 from nestling.data.stream import Batch, TokenStream, held_out_windows
 from nestling.data.text import load_documents, locate, read_documents, split_documents
@@ -20,6 +21,8 @@ __all__ = [
     "BPETokenizer",
     "Batch",
     "ByteTokenizer",
+    "Passage",
+    "Question",
     "TokenStream",
     "Tokenizer",
     "Tokens",
@@ -28,8 +31,11 @@ __all__ = [
     "load_documents",
     "load_tokenizer",
     "locate",
+    "one_per_article",
     "open_shards",
     "read_documents",
+    "read_passages",
+    "read_records",
     "split_documents",
     "tokenize",
     "write_shards",

@@ -7,6 +7,7 @@ frontier(model, text, windows, rates, ...)  # frontier.py: gain against forgetti
 chosen_rate(curves, limit)                  # frontier.py: the rate that is safe on texts other than the reported one
 continual(scores)                           # continual.py: average, forgetting, transfer over a row of tasks
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
+knowledge(model, tokenizer, passages)       # knowledge.py: a passage is read, its context cleared, then it is asked
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
@@ -25,6 +26,7 @@ from nestling.evals.frontier import (
     reconfigured,
     settings,
 )
+from nestling.evals.knowledge import Condition, facts, knowledge, less_bits
 from nestling.evals.mad import MAD, MADTask
 from nestling.evals.mqar import MQAR
 from nestling.evals.needles import NEEDLES, Needle, NeedleScore, NeedleTask, needle_score
@@ -57,6 +59,7 @@ __all__ = [
     "MAD",
     "MQAR",
     "NEEDLES",
+    "Condition",
     "ContextLoss",
     "Continual",
     "Curve",
@@ -83,11 +86,14 @@ __all__ = [
     "continual",
     "differences_over_seeds",
     "domain_loss",
+    "facts",
     "forgetting",
     "frontier",
     "gain_percent",
     "gains_over_seeds",
     "interval",
+    "knowledge",
+    "less_bits",
     "needle_score",
     "paired",
     "perplexity",

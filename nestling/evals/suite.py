@@ -99,7 +99,13 @@ class Score:
         }
 
 
-def table(scores: Sequence[Score]) -> str:
+class Row(Protocol):
+    """What has columns to show, the same for all of a kind."""
+
+    def columns(self) -> dict[str, str]: ...
+
+
+def table(scores: Sequence[Row]) -> str:
     """Scores of one kind as a markdown table."""
     rows = [score.columns() for score in scores]
     titles = list(rows[0]) if rows else []

@@ -1,6 +1,7 @@
 """The command line as a user meets it: output, exit codes, and errors of one line that name the remedy."""
 
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -307,6 +308,21 @@ def test_eval_perplexity(trained: Path, text: str, here: Path, capsys) -> None:
     assert failing(capsys, 2, *line, "--windows", 0).startswith("argument --windows: '0' is not a whole number")
     assert "fewer than one window of 9001" in failing(capsys, 1, *line[:5], "--length", 9000)
     assert "does not fit into windows" in failing(capsys, 1, *line, "--contexts", 60)
+
+
+def test_eval_knowledge(trained: Path, here: Path, capsys) -> None:
+    (here / "data" / "evals").mkdir(parents=True)
+    with lzma.open(here / "data" / "evals" / "squad_dev.jsonl.xz", "wt", encoding="utf-8") as file:
+        for town in ("Rome", "Oslo"):
+            asked = [{"question": "Where?", "answer": town}, {"question": "How many?", "answer": "Seven"}]
+            print(json.dumps({"title": town, "context": f"In {town}. " * 60, "questions": asked}), file=file)
+    line = ["eval", "knowledge", "--model", trained, "--data", here / "data", "--times", 2]
+    report = json.loads(passing(capsys, *line, "--rate", 0.1, "--period", 16, "--json"))
+    assert [c["name"] for c in report["conditions"]] == ["nothing", "own", "another", "context"]
+    assert report["bits less"]["2"]["than before"]["n"] == 2
+    assert "| own | 2 |" in passing(capsys, *line) and failing(capsys, 2, *line, "--times", 0)
+    missing = failing(capsys, 1, *line[:4])
+    assert "evals/squad_dev.jsonl.xz" in missing and "--data DIR or the environment variable NESTLING_DATA" in missing
 
 
 def test_eval_of_suites_that_make_their_examples(trained: Path, here: Path, capsys) -> None:
