@@ -82,9 +82,8 @@ class M3(MatrixOptimizer):
         return {key: torch.zeros_like(p) for key in keys}
 
     def update(self, params: list[Tensor], grads: list[Tensor], states: list[State], group: Group) -> None:
-        fast = self.read_fast(grads, states, group)
-        lengths = [size(o) for o in fast]
-        total = [o.to(p.dtype) for o, p in zip(fast, params, strict=True)]
+        total = [o.to(p.dtype) for o, p in zip(self.read_fast(grads, states, group), params, strict=True)]
+        lengths = [size(o) for o in total]
         for k, (_, _, alpha) in enumerate(group["slow"]):
             torch._foreach_add_(total, [state[slow_keys(k)[1]] for state in states], alpha=alpha)
         if group["betas"][1] is not None:
@@ -119,14 +118,19 @@ def scales(grads: list[Tensor], states: list[State], group: Group) -> list[Tenso
     if group["literal"]:
         torch._foreach_add_(roots, group["eps"])
     else:
-        for root in roots:
-            root.add_(size(root) * (group["eps"] / max(1, root.numel()) ** 0.5) + tiny(root))
+        for root, x in zip(roots, v, strict=True):
+            root.add_(x.mean(dtype=at_least_float(x)).sqrt() * group["eps"] + tiny(x))
     return roots
 
 
 def size(x: Tensor) -> Tensor:
     """The Frobenius norm, in float32 at least."""
-    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.linalg.vector_norm(x, dtype=at_least_float(x))
+
+
+def at_least_float(x: Tensor) -> torch.dtype:
+    """The dtype of x, or float32 if that is narrower."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def tiny(x: Tensor) -> float:

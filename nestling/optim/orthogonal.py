@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nestling.ops import dispatch
+from nestling.ops.newton_schulz.batched import ALONE
 from nestling.optim.base import Group, Optimizer, matrix
 from nestling.optim.sharded import part_like, whole
 
@@ -52,8 +53,16 @@ def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
     for p in params:
         found.setdefault((matrix_shape(p), p.device, p.dtype), []).append(p)
     for same in found.values():
-        size = max(1, BATCH_BYTES // max(1, same[0].numel() * same[0].element_size()))
+        size = matrices_at_once(same[0])
         yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def matrices_at_once(p: Tensor) -> int:
+    """How many of p's shape one batch holds. A large one on a CPU is alone: it fills the caches by itself, and every
+    pass over it finds it there."""
+    if p.device.type == "cpu" and p.numel() >= ALONE:
+        return 1
+    return max(1, BATCH_BYTES // max(1, p.numel() * p.element_size()))
 
 
 def matrix_shape(p: Tensor) -> tuple[int, int]:

@@ -25,9 +25,10 @@ def newton_schulz(
     """
     with torch.autocast(X.device.type, enabled=False):
         x = unit(X.reshape(-1, *X.shape[-2:]), eps)
-        if len(x) == 1 or (x.device.type == "cpu" and x.shape[-2] * x.shape[-1] >= ALONE):
-            made = [iterate(matrix, steps, coefficients, torch.addmm) for matrix in x]
-            x = torch.stack(made) if made else x
+        if len(x) == 1:
+            x = iterate(x[0], steps, coefficients, torch.addmm)
+        elif len(x) and x.device.type == "cpu" and x.shape[-2] * x.shape[-1] >= ALONE:
+            x = torch.stack([iterate(matrix, steps, coefficients, torch.addmm) for matrix in x])
         else:
             x = iterate(x, steps, coefficients, torch.baddbmm)
         return x.reshape(X.shape).to(X.dtype)
