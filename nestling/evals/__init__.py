@@ -9,9 +9,11 @@ continual(scores)                           # continual.py: average, forgetting,
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
 knowledge(model, tokenizer, passages)       # knowledge.py: a passage is read, its context cleared, then it is asked
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
+common_sense(as_lm(model, tokenizer))       # common_sense.py, lm_harness.py: HellaSwag, PIQA, ... through lm-eval
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
+from nestling.evals.common_sense import common_sense
 from nestling.evals.continual import Continual, continual
 from nestling.evals.formal_languages import LANGUAGES, Language
 from nestling.evals.frontier import (
@@ -27,6 +29,7 @@ from nestling.evals.frontier import (
     settings,
 )
 from nestling.evals.knowledge import Condition, facts, knowledge, less_bits
+from nestling.evals.lm_harness import Accuracy, accuracies, as_lm
 from nestling.evals.mad import MAD, MADTask
 from nestling.evals.mqar import MQAR
 from nestling.evals.needles import NEEDLES, Needle, NeedleScore, NeedleTask, needle_score
@@ -59,6 +62,7 @@ __all__ = [
     "MAD",
     "MQAR",
     "NEEDLES",
+    "Accuracy",
     "Condition",
     "ContextLoss",
     "Continual",
@@ -81,8 +85,11 @@ __all__ = [
     "Setting",
     "Task",
     "Writes",
+    "accuracies",
+    "as_lm",
     "bits_per_byte",
     "chosen_rate",
+    "common_sense",
     "continual",
     "differences_over_seeds",
     "domain_loss",
