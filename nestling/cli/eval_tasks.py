@@ -1,4 +1,4 @@
-"""`nestling eval SUITE` for the suites that make their examples by seed: formal-languages, mad, mqar, needles."""
+"""`nestling eval SUITE` for the suites that make their examples by seed, see SUITES."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from nestling.data import Tokenizer
     from nestling.evals import Score, Task
 
-SUITES = ("formal-languages", "mad", "mqar", "needles")
+SUITES = ("formal-languages", "mad", "mqar", "needles", "babilong")
+IN_A_TEXT = ("needles", "babilong")  # suites that hide things in one
+BABI = "longctx/babi.tar.xz"  # below the folder of data
 Lengths = tuple[int, int]
 
 
 def run(parser: Parser, arguments: list[str]) -> int:
     """Ask, and print the scores."""
     parser.add_argument("suite", help=f"one of {', '.join(SUITES)}")
-    if arguments[0] == "needles":
+    if arguments[0] in IN_A_TEXT:
         trained.add_text(parser)
     trained.add_model(parser)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", default=[], help="some of the suite's tasks")
@@ -32,6 +34,8 @@ def run(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the examples (default: 0)")
     parser.add_argument("--learn", action="store_true", help="let the levels learn inside each example")
     args = parser.read(arguments)
+    if args.suite != "babilong" and any(low < 1 for low, _ in args.lengths):
+        raise UsageError(f"--lengths from 0 is a length of babilong; {args.suite} needs 1 or more")
     scores = asked(args)
     if args.json:
         print(json.dumps({"suite": args.suite, "scores": [score.to_dict() for score in scores]}, indent=2))
@@ -45,14 +49,14 @@ def run(parser: Parser, arguments: list[str]) -> int:
 def span(text: str) -> Lengths:
     """An argument type: 512, or 41-160."""
     low, _, high = text.partition("-")
-    if not low.isdigit() or not (high or low).isdigit() or not 1 <= int(low) <= int(high or low):
+    if not low.isdigit() or not (high or low).isdigit() or not int(low) <= int(high or low):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, nor two from low to high, as in 41-160")
     return int(low), int(high or low)
 
 
 def asked(args: Namespace) -> list[Score]:
     """One score per task and length."""
-    from nestling.evals import NeedleTask, needle_score, score
+    from nestling.evals import BABILongTask, NeedleTask, babilong_score, needle_score, score
 
     model, tokenizer = trained.load_model(args.model, args.device)
     known = settings(args, tokenizer)
@@ -71,6 +75,8 @@ def asked(args: Namespace) -> list[Score]:
             about = {"seed": args.seed, "learn": args.learn, "device": args.device}
             if isinstance(task, NeedleTask):
                 scores.append(needle_score(model, task, args.examples, lengths, **about))
+            elif isinstance(task, BABILongTask):
+                scores.append(babilong_score(model, task, args.examples, lengths, **about))
             else:
                 scores.append(score(model, task, args.examples, lengths, **about))
     return scores
@@ -78,7 +84,8 @@ def asked(args: Namespace) -> list[Score]:
 
 def settings(args: Namespace, tokenizer: Tokenizer) -> dict[str, tuple[Task, list[Lengths]]]:
     """The tasks of a suite by name, each with its usual lengths."""
-    from nestling.evals import LANGUAGES, MAD, NEEDLES, NeedleTask
+    from nestling.data.text import locate
+    from nestling.evals import BABILONG, LANGUAGES, MAD, NEEDLES, BABILongTask, NeedleTask, read_stories
     from nestling.evals.mqar import BASED_TEST
 
     if args.suite == "formal-languages":
@@ -88,4 +95,7 @@ def settings(args: Namespace, tokenizer: Tokenizer) -> dict[str, tuple[Task, lis
     if args.suite == "mqar":
         return {task.name: (task, [(length, length)]) for task, length, _ in BASED_TEST}
     text = trained.text_of(args.file, args.data)
-    return {name: (NeedleTask(needle, tokenizer, text), [(1000, 1024)]) for name, needle in NEEDLES.items()}
+    if args.suite == "needles":
+        return {name: (NeedleTask(needle, tokenizer, text), [(1000, 1024)]) for name, needle in NEEDLES.items()}
+    stories = {name: read_stories(locate(BABI, args.data), name, "test") for name in BABILONG}
+    return {name: (BABILongTask(name, found, tokenizer, text), [(0, 0)]) for name, found in stories.items()}

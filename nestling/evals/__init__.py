@@ -9,11 +9,20 @@ continual(scores)                           # continual.py: average, forgetting,
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
 knowledge(model, tokenizer, passages)       # knowledge.py: a passage is read, its context cleared, then it is asked
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
-common_sense(as_lm(model, tokenizer))       # common_sense.py, lm_harness.py: HellaSwag, PIQA, ... through lm-eval
+read_stories, BABILongTask, babilong_score  # babilong.py: facts of bAbI in a book
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
 
-from nestling.evals.common_sense import common_sense
+from nestling.evals.babilong import (
+    BABILONG,
+    BABILongScore,
+    BABILongTask,
+    Question,
+    Story,
+    babilong_score,
+    parse_stories,
+    read_stories,
+)
 from nestling.evals.continual import Continual, continual
 from nestling.evals.formal_languages import LANGUAGES, Language
 from nestling.evals.frontier import (
@@ -29,7 +38,6 @@ from nestling.evals.frontier import (
     settings,
 )
 from nestling.evals.knowledge import Condition, facts, knowledge, less_bits
-from nestling.evals.lm_harness import Accuracy, accuracies, as_lm
 from nestling.evals.mad import MAD, MADTask
 from nestling.evals.mqar import MQAR
 from nestling.evals.needles import NEEDLES, Needle, NeedleScore, NeedleTask, needle_score
@@ -57,12 +65,14 @@ from nestling.evals.statistics import Interval, interval, paired, t_quantile, ve
 from nestling.evals.suite import Examples, Score, Task, score, table
 
 __all__ = [
+    "BABILONG",
     "FORGETTING",
     "LANGUAGES",
     "MAD",
     "MQAR",
     "NEEDLES",
-    "Accuracy",
+    "BABILongScore",
+    "BABILongTask",
     "Condition",
     "ContextLoss",
     "Continual",
@@ -79,17 +89,17 @@ __all__ = [
     "PerplexityResult",
     "Point",
     "PositionLoss",
+    "Question",
     "ReadResult",
     "Reads",
     "Score",
     "Setting",
+    "Story",
     "Task",
     "Writes",
-    "accuracies",
-    "as_lm",
+    "babilong_score",
     "bits_per_byte",
     "chosen_rate",
-    "common_sense",
     "continual",
     "differences_over_seeds",
     "domain_loss",
@@ -103,8 +113,10 @@ __all__ = [
     "less_bits",
     "needle_score",
     "paired",
+    "parse_stories",
     "perplexity",
     "provenance",
+    "read_stories",
     "read_text",
     "reconfigured",
     "score",

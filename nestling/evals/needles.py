@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from nestling.data import Tokenizer
+from nestling.evals.haystack import scattered
 from nestling.evals.protocol import Reads, token_losses
 from nestling.evals.suite import NOTHING, Examples, Score
 
@@ -129,7 +130,8 @@ class NeedleTask:
             raise ValueError(
                 f"length={length} of {self.name} is shorter than its question; use at least {length - room}"
             )
-        row = np.concatenate([head, *self.hide(facts, room, rng), tail, *spoken])
+        pieces, _ = scattered(facts, self.sentences, room, rng)
+        row = np.concatenate([head, *pieces, tail, *spoken])
         marks = np.zeros(length, dtype=bool)
         end = length
         for part in reversed(spoken):
@@ -137,21 +139,6 @@ class NeedleTask:
                 marks[end - len(part) - 1 : end - 1] = True
             end -= len(part)
         return row, marks
-
-    def hide(self, facts: list[np.ndarray], room: int, rng: random.Random) -> list[np.ndarray]:
-        """Sentences of together `room` tokens, the last one cut, with the facts between them in order."""
-        start, left = rng.randrange(len(self.sentences)), room
-        hay: list[np.ndarray] = []
-        while left > 0:
-            sentence = self.sentences[(start + len(hay)) % len(self.sentences)][:left]
-            hay.append(sentence)
-            left -= len(sentence)
-        gaps = sorted(rng.choices(range(len(hay) + 1), k=len(facts)))
-        for gap, fact in reversed(
-            list(zip(gaps, facts, strict=True))
-        ):  # from the end, so that gaps stay where they are
-            hay.insert(gap, fact)
-        return hay
 
 
 def new_value(needle: Needle, rng: random.Random) -> str:

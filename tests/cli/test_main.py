@@ -4,15 +4,15 @@ import json
 import lzma
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from nestling.cli.main import COMMANDS, main
-from nestling.evals import NEEDLES
+from nestling.evals import BABILONG, NEEDLES
 from nestling.ops import dispatch
+from tests.evals.test_babilong import pack
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -326,23 +326,6 @@ def test_eval_knowledge(trained: Path, here: Path, capsys) -> None:
     assert "evals/squad_dev.jsonl.xz" in missing and "--data DIR or the environment variable NESTLING_DATA" in missing
 
 
-def test_eval_common_sense(trained: Path, here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    line = ["eval", "common-sense", "--model", trained, "--data", here]
-    assert "common sense needs the package lm_eval: pip install 'nestling[eval]'" in failing(capsys, 1, *line)
-    monkeypatch.undo()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("lm_eval", reason="lm-eval is not installed; runs with: pip install 'nestling[eval]'")
-        (here / "evals").mkdir()
-        item = json.dumps({"query": "Question: why\n", "choices": ["so", "no idea"], "gold": 1})
-        (here / "evals" / "piqa.jsonl.xz").write_bytes(lzma.compress(f"{item}\n".encode() * 4))
-        line += ["--tasks", "nestling_piqa", "--limit", 3]
-        report = json.loads(passing(capsys, *line, "--json", "--learn", "--max-length", 20))
-        assert [(s["metric"], s["n"], s["chance"]) for s in report["scores"]] == [("acc", 3, 0.5), ("acc_norm", 3, 0.5)]
-        assert "| nestling_piqa | acc, % |" in passing(capsys, *line)
-
-
 def test_eval_of_suites_that_make_their_examples(trained: Path, here: Path, capsys) -> None:
     line = ["eval", "formal-languages", "--model", trained, "--examples", 3, "--seed", 4]
     report = json.loads(passing(capsys, *line, "--tasks", "parity", "s5", "--lengths", 8, "9-12", "--json"))
@@ -352,6 +335,12 @@ def test_eval_of_suites_that_make_their_examples(trained: Path, here: Path, caps
     assert {(s["n"], s["seed"], s["version"]) for s in report["scores"]} == {(3, 4, 1)}
     needles = passing(capsys, "eval", "needles", "emma", "--model", trained, "--examples", 1, "--lengths", 900)
     assert [row.split(" | ")[0] for row in needles.splitlines()[2:]] == [f"| {name}" for name in NEEDLES]
+    (here / "longctx").mkdir()
+    pack(here / "longctx", *(f"en/{file}_test_a.txt" for file in BABILONG.values()))
+    babilong = ["eval", "babilong", "emma", "--model", trained, "--examples", 2, "--data", here]
+    assert "| qa5 | 0-0 |" in passing(capsys, *babilong)
+    assert "| qa1 | 300-300 |" in passing(capsys, *babilong, "--tasks", "qa1", "--lengths", 300)
+    assert "formal-languages needs 1 or more" in failing(capsys, 2, *line, "--lengths", "0")
     assert "compression" in passing(
         capsys, "eval", "mad", "--model", trained, "--tasks", "compression", "--examples", 1
     )
