@@ -38,6 +38,15 @@ SETTINGS: dict[str, tuple[tuple[int, ...], tuple[float, ...], float]] = {  # per
 }
 
 
+def known_stories() -> list[Tensor]:
+    """The 40 bundled stories, ids (1, n) each."""
+    from nestling.hf.llama2c import read_tokenizer
+
+    tokenizer = read_tokenizer(DATA / "tok512.bin.xz")
+    stories = lzma.decompress((DATA / "stories_40.txt.xz").read_bytes()).decode("utf-8")
+    return [torch.from_numpy(tokenizer.encode(story))[None] for story in re.split(r"(?<!\n)\n(?!\n)", stories)]
+
+
 @torch.no_grad()
 def stories_loss(model, stories: list[Tensor], state=None) -> float:  # type: ignore[no-untyped-def]
     """Mean nats per token over stories (1, n), each read alone with the fast weights of a state, all frozen."""
@@ -56,8 +65,7 @@ def measure(name: str, text: str, seed: int) -> Cell:
     from nestling.hf.own_text import own_text
 
     tokenizer = read_tokenizer(DATA / "tok512.bin.xz")
-    stories = lzma.decompress((DATA / "stories_40.txt.xz").read_bytes()).decode("utf-8")
-    known = [torch.from_numpy(tokenizer.encode(story))[None] for story in re.split(r"(?<!\n)\n(?!\n)", stories)]
+    known = known_stories()
     book = torch.from_numpy(tokenizer.encode(bundled_text(text)))[None, : TOKENS + 1]
     periods, rates, decay = SETTINGS[name]
     plain = read_model(DATA / "stories260K.bin.xz")
