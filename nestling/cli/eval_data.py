@@ -1,8 +1,9 @@
-"""`nestling eval SUITE` for the suites that ask about texts in data files: knowledge."""
+"""`nestling eval SUITE` for the suites that ask about texts in data files: common-sense, knowledge."""
 
 from __future__ import annotations
 
 import json
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,33 @@ def knowledge(args: Namespace) -> tuple[Sequence[Row], Report]:
     return made, {"conditions": [c.to_dict() for c in made], "bits less": plain, "notes": notes}
 
 
+def common_sense_options(parser: Parser) -> None:
+    """Which tasks `common-sense` asks, and how."""
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="some of the tasks, or official ones of lm-eval by name"
+    )
+    parser.add_argument("--limit", type=positive, help="the first so many items of each task (default: all)")
+    parser.add_argument(
+        "--max-length", type=positive, help="tokens of a request that are read, the last (default: all)"
+    )
+    parser.add_argument("--learn", action="store_true", help="let the levels learn inside each request")
+
+
+def common_sense(args: Namespace) -> tuple[Sequence[Row], Report]:
+    """Multiple choice and LAMBADA, zero-shot, through lm-eval."""
+    from nestling.evals import as_lm, common_sense
+    from nestling.evals.common_sense import TASKS
+    from nestling.evals.lm_harness import library
+
+    library()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    model, tokenizer = trained.load_model(args.model, args.device)
+    lm = as_lm(model, tokenizer, learn=args.learn, max_length=args.max_length)
+    made = common_sense(lm, args.tasks or TASKS, data=args.data, limit=args.limit)
+    return made, {"scores": [one.to_dict() for one in made]}
+
+
 SUITES: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], tuple[Sequence[Row], Report]]]] = {
+    "common-sense": (common_sense_options, common_sense),
     "knowledge": (knowledge_options, knowledge),
 }

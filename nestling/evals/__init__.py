@@ -9,6 +9,7 @@ continual(scores)                           # continual.py: average, forgetting,
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
 knowledge(model, tokenizer, passages)       # knowledge.py: a passage is read, its context cleared, then it is asked
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
+common_sense(as_lm(model, tokenizer))       # common_sense.py, lm_harness.py: HellaSwag, PIQA, ... through lm-eval
 read_stories, BABILongTask, babilong_score  # babilong.py: facts of bAbI in a book
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds
 """
@@ -23,6 +24,7 @@ from nestling.evals.babilong import (
     parse_stories,
     read_stories,
 )
+from nestling.evals.common_sense import common_sense
 from nestling.evals.continual import Continual, continual
 from nestling.evals.formal_languages import LANGUAGES, Language
 from nestling.evals.frontier import (
@@ -38,6 +40,7 @@ from nestling.evals.frontier import (
     settings,
 )
 from nestling.evals.knowledge import Condition, facts, knowledge, less_bits
+from nestling.evals.lm_harness import Accuracy, accuracies, as_lm
 from nestling.evals.mad import MAD, MADTask
 from nestling.evals.mqar import MQAR
 from nestling.evals.needles import NEEDLES, Needle, NeedleScore, NeedleTask, needle_score
@@ -71,6 +74,7 @@ __all__ = [
     "MAD",
     "MQAR",
     "NEEDLES",
+    "Accuracy",
     "BABILongScore",
     "BABILongTask",
     "Condition",
@@ -97,9 +101,12 @@ __all__ = [
     "Story",
     "Task",
     "Writes",
+    "accuracies",
+    "as_lm",
     "babilong_score",
     "bits_per_byte",
     "chosen_rate",
+    "common_sense",
     "continual",
     "differences_over_seeds",
     "domain_loss",

@@ -4,6 +4,7 @@ import json
 import lzma
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,23 @@ def test_eval_knowledge(trained: Path, here: Path, capsys) -> None:
     assert "| own | 2 |" in passing(capsys, *line) and failing(capsys, 2, *line, "--times", 0)
     missing = failing(capsys, 1, *line[:4])
     assert "evals/squad_dev.jsonl.xz" in missing and "--data DIR or the environment variable NESTLING_DATA" in missing
+
+
+def test_eval_common_sense(trained: Path, here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    line = ["eval", "common-sense", "--model", trained, "--data", here]
+    assert "common sense needs the package lm_eval: pip install 'nestling[eval]'" in failing(capsys, 1, *line)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed; runs with: pip install 'nestling[eval]'")
+        (here / "evals").mkdir()
+        item = json.dumps({"query": "Question: why\n", "choices": ["so", "no idea"], "gold": 1})
+        (here / "evals" / "piqa.jsonl.xz").write_bytes(lzma.compress(f"{item}\n".encode() * 4))
+        line += ["--tasks", "nestling_piqa", "--limit", 3]
+        report = json.loads(passing(capsys, *line, "--json", "--learn", "--max-length", 20))
+        assert [(s["metric"], s["n"], s["chance"]) for s in report["scores"]] == [("acc", 3, 0.5), ("acc_norm", 3, 0.5)]
+        assert "| nestling_piqa | acc, % |" in passing(capsys, *line)
 
 
 def test_eval_of_suites_that_make_their_examples(trained: Path, here: Path, capsys) -> None:
