@@ -114,7 +114,7 @@ class Reader:
             carried = self._start_documents(carried, self.text.ends)
         self._flush()
         assert column <= length
-        return detach(carried)
+        return detach(self._observed(carried))
 
     # --- closing segments -------------------------------------------------------------------------------------
 
@@ -145,6 +145,9 @@ class Reader:
     def _close(self, carried: Carried, ends: Tensor) -> Carried:
         segment, every = carried.segment, bool(ends.all())
         assert segment is not None
+        known = ends & segment.is_ready
+        if bool(known.any()) and bool((known != ends).any()):  # no row is read again because another one has to be
+            return self._close(self._close(carried, known), ends & ~known)
         if self.cut:
             mixers = detach(carried.mixers) if every else where_rows(ends, detach(carried.mixers), carried.mixers)
             carried, self.attached = replace(carried, mixers=mixers), self.attached and not every
@@ -172,6 +175,22 @@ class Reader:
                 seen = self._read_again(segment, fast)
         after = absorb(self.levels, fast, seen, segment.length, exact=self.exact)
         return self._truncated(fast, after) if self.exact else after
+
+    def _observed(self, carried: Carried) -> Carried:
+        """At the end of a training call: whole segments that were read in several pieces, because another row's ended
+        in between, say what they say with these weights, as those that were read at once have done already."""
+        segment = carried.segment
+        if not (self.learning and self.outer) or self.exact or segment is None or segment.targets.shape[1] == 0:
+            return carried
+        last = segment.targets.gather(1, (segment.length - 1).clamp_min(0)[:, None]).squeeze(1)
+        whole = (segment.length >= _waits(self.levels, carried.fast)) & (last != UNKNOWN) & ~segment.is_ready
+        if not bool(whole.any()):
+            return carried
+        index = whole.nonzero().squeeze(1)
+        with torch.enable_grad():
+            seen = detach(self._read_again(select_rows(segment, index), select_rows(carried.fast, index)))
+        ready = put_rows(segment.ready, index, seen, len(whole))
+        return replace(carried, segment=replace(segment, ready=ready, is_ready=segment.is_ready | whole))
 
     def _truncated(self, before: FastState, after: FastState) -> FastState:
         """Cut the graph of a level's fast weights at every (bptt + 1)-th of its writes."""
