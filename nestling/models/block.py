@@ -6,10 +6,17 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..core.level import Level
-from ..memories.continuum import ContinuumMemory, ContinuumStack, IndependentContinuumMemory, NestedContinuumMemory
+from ..memories.continuum import (
+    ContinuumMemory,
+    ContinuumStack,
+    IndependentContinuumMemory,
+    NestedContinuumMemory,
+    checkpointed,
+)
 from .config import ModelConfig
 
 STACKS: dict[str, type[ContinuumStack]] = {
@@ -25,6 +32,8 @@ class Block(nn.Module):
     Args:
         mixer: a token memory, `y, state = mixer(x, state, lengths)`.
         channel: a continuum stack.
+    Attributes:
+        recompute: keep no activations of the block for the backward pass, which computes them again.
     """
 
     def __init__(self, dim: int, mixer: nn.Module, channel: ContinuumStack) -> None:
@@ -32,9 +41,15 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.mixer: Any = mixer
         self.channel = channel
+        self.recompute = False
 
     def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """x (B, T, D) -> (B, T, D) and the mixer's state."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpointed(self._read, x, state, lengths)
+        return self._read(x, state, lengths)
+
+    def _read(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         y, state = self.mixer(self.norm(x), state, lengths)
         return self.channel(x + y)[0], state
 

@@ -61,7 +61,8 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         parameters, device = ctx.parameters, ctx.autocast
-        own = ctx.saved_tensors[: len(ctx.saved_tensors) - len(parameters)]
+        own = ctx.saved_tensors
+        own = own[: len(own) - len(parameters)]
         own = [x.detach().requires_grad_(x.is_floating_point()) for x in own]
         with torch.enable_grad(), torch.autocast(device[0], dtype=device[1], enabled=device[2]):
             loss, mixers = ctx.again(ctx.before.tree(own))

@@ -94,7 +94,8 @@ class _WriteChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plain, full, C, eta_max, given = ctx.options
-        tensors, rest = ctx.saved_tensors[:given], ctx.saved_tensors[given:]
+        saved = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor only once
+        tensors, rest = saved[:given], saved[given:]
         if torch.is_grad_enabled():
             return (None,) * 4 + differentiable(plain, (full, C, eta_max), tensors, grads)
         z, weight, features = tensors[:3]

@@ -73,7 +73,8 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *dE: Any) -> Given:
         made, full, C, matrices, given = ctx.options
-        tensors, starts = ctx.saved_tensors[:given], ctx.saved_tensors[given:]
+        saved = ctx.saved_tensors
+        tensors, starts = saved[:given], saved[given:]
         if torch.is_grad_enabled():
             return (None,) * 4 + differentiable(_scan, (made, full, C, matrices), tensors, (dy, *dE))
         z, q = tensors[:2]

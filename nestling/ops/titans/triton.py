@@ -118,7 +118,8 @@ class States(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_ends: Tensor) -> tuple[Tensor | None, ...]:
         layers = ctx.layers
-        inputs, ends = ctx.saved_tensors[:-layers], ctx.saved_tensors[-layers:]
+        saved = ctx.saved_tensors
+        inputs, ends = saved[:-layers], saved[-layers:]
         if torch.is_grad_enabled():
             return (None, *_differentiable(layers, inputs, d_ends))
         tokens, rest = inputs[:5], inputs[5 + layers :]
