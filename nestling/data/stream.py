@@ -34,6 +34,10 @@ class Batch:
         starts = self.new_document[:, :-1]
         return starts if bool(starts.any()) else None
 
+    def select(self, rows: Tensor) -> Batch:
+        """Some of the rows."""
+        return Batch(tokens=self.tokens[rows], new_document=self.new_document[rows])
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(tokens=self.tokens.to(device), new_document=self.new_document.to(device))
 
@@ -43,9 +47,10 @@ class TokenStream:
 
     The ring is cut into `rows` stretches of equal length from an offset drawn from `seed`; row b starts at stretch b,
     reads on without a gap, and wraps around the end of the corpus by itself. So the whole position is one number.
+    Of several processes each reads its own rows, `only`; all of them together read what one would.
     """
 
-    def __init__(self, tokens: Tokens, *, rows: int, length: int, seed: int = 0):
+    def __init__(self, tokens: Tokens, *, rows: int, length: int, seed: int = 0, only: range | None = None):
         """`length` = T, the input tokens per row and batch. Raises ValueError if the corpus is shorter than a row."""
         if rows < 1 or length < 1:
             raise ValueError(f"rows={rows} and length={length} must both be at least 1")
@@ -56,7 +61,8 @@ class TokenStream:
             )
         self.tokens, self.rows, self.length, self.seed = tokens, rows, length, seed
         offset = int(np.random.default_rng(seed).integers(len(tokens)))
-        self.row_starts = [(offset + row * len(tokens) // rows) % len(tokens) for row in range(rows)]
+        self.only = range(rows) if only is None else only
+        self.row_starts = [(offset + row * len(tokens) // rows) % len(tokens) for row in self.only]
         self.position = 0  # tokens that each row has read
 
     def __iter__(self) -> TokenStream:

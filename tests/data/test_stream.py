@@ -108,3 +108,13 @@ def test_nothing_is_predicted_across_a_document_border() -> None:
     assert batch.borders is not None and torch.equal(batch.borders, batch.new_document[:, :-1])
     inside = type(batch)(tokens=batch.tokens, new_document=torch.zeros_like(batch.new_document))
     assert inside.borders is None
+
+
+def test_processes_that_read_their_own_rows_read_what_one_would():
+    whole = TokenStream(counting(50, starts=(0, 20)), rows=4, length=9, seed=1)
+    parts = [TokenStream(whole.tokens, rows=4, length=9, seed=1, only=rows) for rows in (range(0, 1), range(1, 4))]
+    for _ in range(8):
+        batch, pieces = next(whole), [next(part) for part in parts]
+        assert torch.equal(batch.tokens, torch.cat([piece.tokens for piece in pieces]))
+        assert torch.equal(batch.select(torch.tensor([2])).new_document, pieces[1].new_document[1:2])
+    parts[0].load_state_dict(whole.state_dict())
