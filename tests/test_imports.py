@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "introspect": {"core", "optim"},
     "memories": {"core", "ops"},
     "models": {"core", "memories"},
-    "train": {"core", "data", "models", "version"},
+    "train": {"core", "data", "models", "optim", "version"},
     "evals": {"core", "data", "models", "version"},
     "bench": {"core", "memories", "models", "ops", "optim", "testing"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ A recipe is a Python function that returns a nestling.train.RunConfig. Any field
   nestling train --data.text book.txt --model.name transformer      without a recipe: the defaults
   nestling train --resume runs/hope-1                               go on where a run was stopped
 
+  torchrun --nproc-per-node 2 --max-restarts 3 -m nestling train recipes/lm_small.py:hope --out runs/two
+                                                                    on several processes; restarts by itself
+
 --show prints the resolved config, every field with its value, and trains nothing.
 """
 
@@ -29,6 +33,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
     """Train; returns 0 when all steps are done, 130 when a signal stopped the run."""
     from nestling import train
     from nestling.train import RunConfig, config_to_json
+    from nestling.train.ranks import restarted
     from nestling.train.run import run_config
 
     rest, changes = overrides.split(arguments, RunConfig)
@@ -50,9 +55,10 @@ def run(parser: Parser, arguments: list[str]) -> int:
     if args.show:
         print(config_to_json(config) if args.json else listing(config))
         return 0
-    _, result = train.run(
-        config, folder, data=args.data, resume=bool(args.resume), checkpoint=args.checkpoint, trust=args.trust
-    )
+    resume = bool(args.resume) or restarted()
+    _, result = train.run(config, folder, data=args.data, resume=resume, checkpoint=args.checkpoint, trust=args.trust)
+    if not is_first():
+        return 0 if result.finished else 130
     report = {"run": str(folder), "step": result.step, "finished": result.finished, "stopped_by": result.stopped_by}
     print(json.dumps(report) if args.json else f"trained {result.step} steps: {folder}")
     return 0 if result.finished else 130
@@ -67,6 +73,13 @@ def check(args: Namespace) -> None:
         raise UsageError(f"--checkpoint={args.checkpoint} needs the run it belongs to; add --resume RUN")
     if args.resume and args.out:
         raise UsageError("--out cannot be combined with --resume, which goes on in its own folder; leave one out")
+    if "TORCHELASTIC_RUN_ID" in os.environ and not (args.out or args.resume or args.show):
+        raise UsageError("several processes need one folder, also after a restart; name it with --out DIR")
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or the one of several that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def chosen(args: Namespace) -> RunConfig:

@@ -6,7 +6,15 @@ load_run("runs/first")                      # the trained model and its tokenize
 """
 
 from nestling.train.checkpoint import DamagedCheckpoint, checkpoints, read_checkpoint
-from nestling.train.config import DataConfig, ModelChoice, OptimConfig, RunConfig, TrainConfig
+from nestling.train.config import (
+    DataConfig,
+    GuardConfig,
+    ModelChoice,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from nestling.train.config_file import coerce, config_from_json, config_to_json, difference, from_dict, read_config
 from nestling.train.loop import TrainResult, train
 from nestling.train.metrics import read_metrics
@@ -15,8 +23,10 @@ from nestling.train.run import Prepared, load_run, prepare, resume, run
 __all__ = [
     "DamagedCheckpoint",
     "DataConfig",
+    "GuardConfig",
     "ModelChoice",
     "OptimConfig",
+    "ParallelConfig",
     "Prepared",
     "RunConfig",
     "TrainConfig",

@@ -33,11 +33,9 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint that does not hold what was written."""
 
 
-def write_checkpoint(folder: Path, step: int, parts: Parts) -> Path:
-    """Write checkpoint `step` below `folder` and remove all but the last two. Raises OSError and leaves no trace."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
-        shutil.rmtree(leftover)
+def write_checkpoint(folder: Path, step: int, parts: Parts, *, keep: int = KEPT, keep_every: int = 0) -> Path:
+    """Write checkpoint `step` below `folder` and retire old ones. Raises OSError and leaves no trace."""
+    clear_remains(folder)
     writing, final = folder / f".writing-{step:08d}", folder / f"step-{step:08d}"
     writing.mkdir()
     try:
@@ -54,15 +52,33 @@ def write_checkpoint(folder: Path, step: int, parts: Parts) -> Path:
         shutil.rmtree(writing, ignore_errors=True)
         raise
     sync_folder(folder)
-    for old in checkpoints(folder)[:-KEPT]:
-        remove(old)
+    retire(folder, keep=keep, keep_every=keep_every)
     return final
+
+
+def clear_remains(folder: Path) -> None:
+    """Make the folder, and remove what a kill has left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
+        shutil.rmtree(leftover)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints below a folder, oldest first."""
     found = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
+def retire(folder: Path, *, keep: int, keep_every: int) -> None:
+    """Remove all checkpoints but the newest `keep`, and those of steps that `keep_every` divides (0 = none)."""
+    for old in checkpoints(folder)[:-keep]:
+        if not keep_every or step_of(old) % keep_every:
+            remove(old)
 
 
 def remove(path: Path) -> None:
@@ -93,7 +109,9 @@ def read_checkpoint(path: Path, wanted: Sequence[str] = PARTS) -> Parts:
         raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {error}") from error
 
 
-def read_latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Parts] | None:
+def read_latest(
+    folder: Path, say: Callable[[str], None], read: Callable[[Path], Parts] = read_checkpoint
+) -> tuple[Path, Parts] | None:
     """The newest whole checkpoint below a folder, or None if there are none.
 
     A damaged one is set aside, and said so. Raises DamagedCheckpoint if all are damaged.
@@ -101,7 +119,7 @@ def read_latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Parts] 
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            return path, read_checkpoint(path)
+            return path, read(path)
         except DamagedCheckpoint as error:
             say(f"{error}; kept as {set_aside(path).name}, taking the one before")
     if found:
@@ -109,7 +127,19 @@ def read_latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Parts] 
     return None
 
 
-def newest_weights(folder: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+def is_sharded(path: Path) -> bool:
+    """Whether several ranks wrote a checkpoint together (sharded.py)."""
+    return (path / "trees.json").is_file()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The model's weights of a checkpoint."""
+    return dict(read_checkpoint(path, ["model"])["model"])
+
+
+def newest_weights(
+    folder: Path, say: Callable[[str], None], read: Callable[[Path], dict[str, Tensor]] = read_weights
+) -> dict[str, Tensor] | None:
     """The model's weights in the newest whole checkpoint below a folder, or None if there are none.
 
     Only looks: the folder stays as it is, and the parts that only training needs may have the form of another version.
@@ -118,7 +148,7 @@ def newest_weights(folder: Path, say: Callable[[str], None]) -> dict[str, Tensor
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            return read_checkpoint(path, ["model"])["model"]
+            return read(path)
         except DamagedCheckpoint as error:
             say(f"{error}; taking the one before")
     if found:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+MATRICES = ("adamw", "muon", "m3")
 Value = bool | int | float | str | None | tuple[float, ...]
 
 
@@ -79,8 +80,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a warm-up and a cosine to a last rate."""
+    """An optimizer with a warm-up and a cosine to a last rate."""
 
+    matrices: str = "adamw"
+    """What writes hidden matrices: adamw, muon or m3; AdamW writes everything else, at the same rate."""
+    ns_dtype: str = ""
+    """In what Muon and M3 orthogonalise: float32 or bfloat16; empty = the fastest of the device."""
     lr: float = 2e-3
     """Highest rate, per step."""
     final_lr: float = 0.1
@@ -101,6 +106,10 @@ class OptimConfig:
     """Largest gradient norm; inf = no clipping."""
 
     def __post_init__(self) -> None:
+        known = self.matrices in MATRICES
+        require(known, f"optim.matrices={self.matrices!r} is unknown", f"use one of {', '.join(MATRICES)}")
+        known = self.ns_dtype in ("", "float32", "bfloat16")
+        require(known, f"optim.ns_dtype={self.ns_dtype!r} is unknown", "use float32, bfloat16, or nothing")
         require(0 < self.lr < math.inf, f"optim.lr={self.lr} is not positive", "use for example 2e-3")
         require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is not in [0, 1]", "it is a part of lr")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} is negative", "use 0 or more")
@@ -135,6 +144,10 @@ class TrainConfig:
     """Steps between updates of the old-key statistics; they are made after the last step in any case. 0 = only then."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step has one in any case. 0 = only then."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are never removed; 0 = no such ones."""
     seed: int = 0
     """Seed of the initial weights and of the data order."""
     device: str = "cpu"
@@ -145,9 +158,9 @@ class TrainConfig:
     """Also write TensorBoard files."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rows", "length", "stream_length", "eval_windows"):
+        for name in ("steps", "rows", "length", "stream_length", "eval_windows", "keep"):
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} is below 1", "use at least 1")
-        for name in ("eval_every", "calibrate_every", "checkpoint_every", "seed"):
+        for name in ("eval_every", "calibrate_every", "checkpoint_every", "keep_every", "seed"):
             require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} is negative", "use 0 or more")
         nearest = max(1, round(self.stream_length / self.length)) * self.length
         require(
@@ -158,19 +171,77 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a step is spread over processes and time. Nothing here changes what is computed, rounding apart."""
+
+    ranks: int = 0
+    """Processes that torchrun must have started; 0 = any number."""
+    shard: int = 0
+    """Ranks that share one copy of weights and optimizer state; fewer than all = hybrid sharding, 0 = all ranks."""
+    accumulate: int = 1
+    """Parts of its rows that a rank reads one after the other in each step."""
+    recompute: bool = False
+    """Keep no activations inside blocks; the backward pass computes them again."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for the others before it gives up."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("ranks", 0), ("shard", 0), ("accumulate", 1)):
+            require(
+                getattr(self, name) >= least,
+                f"parallel.{name}={getattr(self, name)} is below {least}",
+                f"use at least {least}",
+            )
+        require(self.timeout > 0, f"parallel.timeout={self.timeout} is not positive", "use for example 600")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when a step goes wrong: its loss or gradient is not finite, or the gradient is far too long."""
+
+    skips: int = 0
+    """Bad steps in a row whose update is left out; one more goes back to the last checkpoint. 0 = stop at the first."""
+    rollbacks: int = 0
+    """Times that a run goes back to its last checkpoint, reading on behind the bad text; one more stops it."""
+    spike: float = math.inf
+    """A gradient norm of this many medians of the last good steps is bad; inf = only what is not finite is."""
+
+    def __post_init__(self) -> None:
+        for name in ("skips", "rollbacks"):
+            require(getattr(self, name) >= 0, f"guard.{name}={getattr(self, name)} is negative", "use 0 or more")
+        require(self.spike > 1, f"guard.spike={self.spike} is not above 1", "use for example 10")
+        needed = self.rollbacks == 0 or self.skips > 0
+        require(needed, f"guard.rollbacks={self.rollbacks} without guard.skips", "use for example guard.skips=3")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run: model, data, optimizer, training."""
+    """A whole run: model, data, optimizer, training, and how it is spread and guarded."""
 
     model: ModelChoice = field(default_factory=ModelChoice)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         warmup, steps = self.optim.warmup_steps, self.train.steps
         require(
             warmup <= steps, f"optim.warmup_steps={warmup} is more than train.steps={steps}", f"use at most {steps}"
         )
+        self.rows_per_part(max(1, self.parallel.ranks))
+
+    def rows_per_part(self, ranks: int) -> int:
+        """Rows that a rank reads at once. Raises ValueError if the rows do not divide."""
+        parts = ranks * self.parallel.accumulate
+        require(
+            self.train.rows % parts == 0,
+            f"train.rows={self.train.rows} do not divide into {ranks} ranks times "
+            f"parallel.accumulate={self.parallel.accumulate}",
+            f"use a multiple of {parts}",
+        )
+        return self.train.rows // parts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `config_file.write_config` writes them."""

@@ -5,36 +5,31 @@
                       the new state, detached, goes to the next step; it is cleared once per `stream_length` tokens
 
 The loop knows no model: it needs `model.loss(tokens, targets, state=...)` and, for models with old-key statistics,
-`model.calibrate(tokens, keep=...)`.
+`model.calibrate(tokens, keep=...)`; several ranks also need `model.blocks`. One process or many run the same lines.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+import torch.distributed as dist
 from torch import nn
 
-from nestling.data import Batch, TokenStream
-from nestling.models.state import State
-from nestling.train.calibration import calibrate
-from nestling.train.checkpoint import Parts, load_weights, write_checkpoint
-from nestling.train.config import RunConfig, TrainConfig
+from nestling.data import TokenStream
+from nestling.train.checkpoint import Parts, write_checkpoint
+from nestling.train.config import RunConfig
 from nestling.train.config_file import config_to_json
 from nestling.train.interrupt import StopSignals
-from nestling.train.metrics import MetricsFile, cut_back, peak_memory, write_counts, write_norms
-from nestling.train.optimizer import learning_rate, load_optimizer_tree, make_optimizer, optimizer_tree, set_rate
-from nestling.train.progress import Followers
-from nestling.train.random_state import random_state, set_random_state
-from nestling.train.run_folder import RunFolder
-from nestling.train.settled import settled
+from nestling.train.journal import Journal
+from nestling.train.ranks import Ranks, joined
+from nestling.train.run_folder import RunFolder, read_any
+from nestling.train.trainer import Trainer, due
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 Say = Callable[[str], None]
@@ -47,6 +42,20 @@ class TrainResult:
     step: int  # the last step that is done
     finished: bool
     stopped_by: str  # name of the signal that stopped it, or empty
+
+
+class Checkpoints(Protocol):
+    """What writes the checkpoints of a run."""
+
+    saved: int  # the step of the newest complete one
+
+    def save(self, trainer: Trainer) -> None: ...
+
+    def settle(self) -> None:
+        """Finish what was begun, if that takes no waiting."""
+
+    def wait(self) -> None:
+        """Finish what was begun."""
 
 
 def to_stderr(line: str) -> None:
@@ -68,151 +77,151 @@ def train(
 ) -> TrainResult:
     """Train `model` on `stream` inside a run folder, from the beginning or from the newest checkpoint.
 
+    Where torchrun started several ranks, every rank calls this with the same model and its own rows of the stream.
+
     Args:
-        evaluate: scores the model on held-out text; its numbers go into metrics.jsonl under "validation".
+        evaluate: scores the model on held-out text; its numbers go into metrics.jsonl under "validation". Every rank
+            calls it, with whole weights.
         resume: go on with a folder that is not empty. checkpoint: go on from this one instead of the newest.
         trust: allow a checkpoint from outside the run folder.
         say: takes the few messages; progress goes to stderr.
     Raises FileExistsError, ValueError (another config, other data, an untrusted checkpoint), FloatingPointError when
-    the loss is no longer finite, and OSError when the disk is full; each message says how to go on.
+    the loss is no longer finite, ConnectionError when another rank is gone, and OSError when the disk is full; each
+    message says how to go on.
     """
-    steps = config.train.steps
-    trainer = Trainer(model, stream, config)
-    with RunFolder(folder, identity_of(config, stream), resume=resume, say=say) as run:
-        parts = run.starting_point(checkpoint, trust=trust)
-        if parts is not None:
-            trainer.load(parts)
-        saved = trainer.step
-        cut_back(run.metrics, trainer.step)
-        with (
-            StopSignals() as stop,
-            MetricsFile(run.metrics) as metrics,
-            Followers(run.path, steps=steps, done=trainer.step, tensorboard=config.train.tensorboard) as followers,
-        ):
+    ranks, steps = joined(), config.train.steps
+    trainer = Trainer(model, stream, config, ranks)
+    with RunFolder(folder, identity_of(config, stream), say=say if ranks.first else silent) as run:
+        ranks.from_first(lambda: run.open(resume=resume, ranks=ranks.size))
+        load(run, trainer, checkpoint, trust)
+        checkpoints = checkpoints_of(run, trainer)
+        with StopSignals() as stop, Journal(run, config, done=trainer.step, keeps=ranks.first) as journal:
             stopping = ""
             while trainer.step < steps and not stopping:
                 try:
                     record = trainer.next_step()
                     if evaluate is not None and due(trainer.step, config.train.eval_every, steps):
-                        record["validation"] = evaluate(model)
-                    metrics.append(record)
-                    stopping = stop.received
-                    if stopping or due(trainer.step, config.train.checkpoint_every, steps):
-                        metrics.sync()
-                        write_checkpoint(run.checkpoints, trainer.step, trainer.parts(run.identity))
-                        saved = trainer.step
-                except (OSError, FloatingPointError) as error:
-                    kind = OSError if isinstance(error, OSError) else FloatingPointError
-                    raise kind(f"stopped in step {trainer.step}: {error}; {how_to_resume(run, saved)}") from error
-                followers.update(record)
+                        with trainer.layout.gathered():
+                            record["validation"] = evaluate(model)
+                    journal.append(record)
+                    stopping = agreed(stop.received, ranks)
+                    if stopping or (due(trainer.step, config.train.checkpoint_every, steps) and may_save(trainer)):
+                        journal.sync()
+                        checkpoints.save(trainer)
+                    checkpoints.settle() if not stopping else checkpoints.wait()
+                    journal.show(record)
+                    if "skipped" in record:
+                        run.say(f"step {trainer.step} left out: {trainer.guard.fault}")
+                    if trainer.guard.exhausted:
+                        go_back(run, trainer, checkpoints, journal)
+                except (OSError, FloatingPointError, RuntimeError) as error:
+                    raise told(error, trainer, how_to_resume(run, checkpoints.saved)) from error
+            checkpoints.wait()
         if trainer.step < steps:
-            say(f"stopped by {stopping} after step {trainer.step} of {steps}; {how_to_resume(run, saved)}")
+            run.say(
+                f"stopped by {stopping} after step {trainer.step} of {steps}; {how_to_resume(run, checkpoints.saved)}"
+            )
         return TrainResult(step=trainer.step, finished=trainer.step == steps, stopped_by=stopping)
 
 
-class Trainer:
-    """What changes from step to step: model, optimizer, stream, the state of the rows, and the counts."""
+def silent(line: str) -> None:
+    """Where the messages of all ranks but the first go."""
 
-    def __init__(self, model: nn.Module, stream: TokenStream, config: RunConfig) -> None:
-        self.device = usable_device(config.train)
-        self.model: Any = model.to(self.device).train()
-        self.stream, self.config = stream, config
-        self.optimizer = make_optimizer(model, config.optim)
-        self.state: State | None = None
-        self.step, self.seconds = 0, 0.0
 
-    def next_step(self) -> dict[str, Any]:
-        """Read the next tokens of every row, learn from them; the line for metrics.jsonl."""
-        config, began = self.config.train, time.monotonic()
-        batch = next(self.stream).to(self.device)
-        before = self.carried()
-        rate = learning_rate(self.step + 1, config.steps, self.config.optim)
-        set_rate(self.optimizer, rate)
+class WholeCheckpoints:
+    """Checkpoints of one process, written at once."""
 
-        loss, gradient_norm = self.backward(batch, before)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if due(self.step, config.calibrate_every, config.steps):
-            calibrate(self.model, self.stream, device=self.device)
+    def __init__(self, run: RunFolder, config: RunConfig) -> None:
+        self.run, self.config, self.saved = run, config.train, 0
 
-        assert self.state is not None
-        seconds = time.monotonic() - began
-        self.seconds += seconds
-        return {
-            "step": self.step,
-            "tokens": self.step * config.rows * config.length,
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": gradient_norm,
-            "writes": write_counts(before, self.state),
-            "write_norms": write_norms(self.state),
-            "tokens_per_second": config.rows * config.length / seconds,
-            "peak_memory": peak_memory(self.device),
-            "seconds": self.seconds,
-        }
+    def save(self, trainer: Trainer) -> None:
+        parts, config = trainer.parts(self.run.identity), self.config
+        write_checkpoint(self.run.checkpoints, trainer.step, parts, keep=config.keep, keep_every=config.keep_every)
+        self.saved = trainer.step
 
-    def carried(self) -> State | None:
-        """The state that the next step starts from: None at the beginning of a stream."""
-        config = self.config.train
-        if self.state is None or self.step * config.length % config.stream_length == 0:
+    def settle(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+
+def checkpoints_of(run: RunFolder, trainer: Trainer) -> Checkpoints:
+    """What writes the checkpoints: this process alone, or all ranks together."""
+    made: Checkpoints
+    if trainer.ranks.size == 1:
+        made = WholeCheckpoints(run, trainer.config)
+    else:
+        from nestling.train.sharded import ShardedCheckpoints
+
+        kept = {"keep": trainer.config.train.keep, "keep_every": trainer.config.train.keep_every}
+        made = ShardedCheckpoints(run.checkpoints, trainer.ranks, run.identity, **kept)
+    made.saved = trainer.step
+    return made
+
+
+def load(run: RunFolder, trainer: Trainer, checkpoint: Path | None, trust: bool) -> bool:
+    """Go on from a checkpoint, or from the newest whole one if there is one; whether there was."""
+    ranks, found = trainer.ranks, list[Parts]()
+
+    def choose() -> str | None:
+        chosen = run.starting_point(checkpoint, trust=trust)
+        if chosen is None:
             return None
-        return self.state if config.carry_context else self.state.reset_context()
+        found.append(chosen[1])
+        return str(chosen[0])
 
-    def backward(self, batch: Batch, before: State | None) -> tuple[float, float]:
-        """One backward pass and clipping; loss in nats per token and the norm before clipping."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-            loss, after = self.model.loss(batch.inputs, batch.targets, state=before, new_document=batch.borders)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
-        value, size = float(loss.detach()), float(norm)
-        if not (math.isfinite(value) and math.isfinite(size)):
-            raise FloatingPointError(
-                f"step {self.step + 1} has loss {value} and gradient norm {size}; "
-                f"use a smaller optim.lr than {self.config.optim.lr} in a new run folder"
-            )
-        self.state = State(settled(after.tree), self.model)
-        return value, size
+    path = ranks.from_first(choose)
+    if path is None:
+        return False
+    parts = found[0] if found else read_any(Path(path))
+    if "sharded" in parts:
+        from nestling.train.sharded import load_sharded
 
-    def parts(self, identity: dict[str, Any]) -> Parts:
-        """Everything a checkpoint must hold for the next step to be the same, bit for bit."""
-        return {
-            "model": dict(self.model.state_dict()),
-            "optimizer": optimizer_tree(self.optimizer),
-            "state": None if self.state is None else self.state.tree,
-            "random": random_state(),
-            "progress": {"step": self.step, "seconds": self.seconds, "stream": self.stream.state_dict()},
-            "identity": identity,
-        }
-
-    def load(self, parts: Parts) -> None:
-        """Go on where `parts` was taken."""
-        load_weights(self.model, parts["model"])
-        load_optimizer_tree(self.optimizer, parts["optimizer"])
-        tree = parts["state"]
-        self.state = None if tree is None else State(tree, self.model).to(self.device)
-        self.step, self.seconds = parts["progress"]["step"], parts["progress"]["seconds"]
-        self.stream.load_state_dict(parts["progress"]["stream"])
-        set_random_state(parts["random"])
+        load_sharded(Path(path), trainer)
+    else:
+        trainer.load(parts)
+    return True
 
 
-def usable_device(config: TrainConfig) -> torch.device:
-    """The device of the config. Raises ValueError if this machine does not have it, or not in bfloat16."""
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ValueError(f"train.device={config.device!r} is no device of torch; use cpu or cuda") from error
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise ValueError(f"train.device={config.device!r} is not here ({found} CUDA devices found); use cpu")
-    if config.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError(f"train.bf16=True, but {config.device} has no bfloat16; leave train.bf16 out")
-    return device
+def may_save(trainer: Trainer) -> bool:
+    """Whether these weights may be gone back to: not while steps go wrong, unless they are the last ones."""
+    return trainer.guard.bad == 0 or trainer.step == trainer.config.train.steps
 
 
-def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every `every` steps (0 = never) and after the last one happens now."""
-    return step == last or (every > 0 and step % every == 0)
+def go_back(run: RunFolder, trainer: Trainer, checkpoints: Checkpoints, journal: Journal) -> None:
+    """Load the last checkpoint, and read on behind the text that went wrong. Raises FloatingPointError instead if
+    there is none, or if this has not helped before."""
+    guard, position, step = trainer.guard, trainer.stream.position, trainer.step
+    before, fault = guard.rollbacks, guard.fault
+    checkpoints.wait()
+    if guard.gives_up or not load(run, trainer, None, True):
+        raise FloatingPointError(
+            f"{guard.bad} bad steps in a row ({fault}) after {before} returns to a checkpoint; use a smaller optim.lr"
+        )
+    trainer.guard.went_back(before)
+    trainer.stream.position = position
+    journal.begin(trainer.step)
+    run.say(f"{fault} in step {step} and before: back to step {trainer.step}, reading on behind that text")
+
+
+def agreed(received: str, ranks: Ranks) -> str:
+    """The name of the signal that any rank has received: all stop after the same step."""
+    number = ranks.largest([signal.Signals[received].value if received else 0])[0]
+    return signal.Signals(int(number)).name if number else ""
+
+
+def told(error: Exception, trainer: Trainer, remedy: str) -> Exception:
+    """The error with the step and the way to go on; one that is neither ours nor the network's comes back as it is."""
+    if isinstance(error, RuntimeError):
+        if trainer.ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            return error
+        return ConnectionError(
+            f"rank {trainer.ranks.rank} lost another rank in step {trainer.step + 1} "
+            f"({str(error).splitlines()[0][:120]}); {remedy}, or let torchrun do it: --max-restarts 3"
+        )
+    kind = OSError if isinstance(error, OSError) else FloatingPointError
+    return kind(f"stopped in step {trainer.step}: {error}; {remedy}")
 
 
 def identity_of(config: RunConfig, stream: TokenStream) -> dict[str, Any]:

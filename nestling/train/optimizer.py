@@ -1,4 +1,4 @@
-"""AdamW, its rate over the steps, and its state as a tree for a checkpoint."""
+"""The optimizer of a config, its rate over the steps, and its state as a tree for a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nestling.optim import M3, Muon, param_groups
+from nestling.optim.sharded import part_like
 from nestling.train.config import OptimConfig
 
+HIDDEN = {"muon": Muon, "m3": M3}  # what may write hidden matrices
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices decay, vectors and scalars do not."""
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW in two groups: matrices decay, vectors and scalars do not; hidden matrices may have another optimizer."""
+    betas = (config.beta1, config.beta2)
+    if config.matrices in HIDDEN:
+        made = param_groups(model, config.lr, matrices=HIDDEN[config.matrices], weight_decay=config.weight_decay)
+        for group in made.optimizers["the rest"].param_groups:
+            group |= {"betas": betas, "eps": config.eps}
+        return made
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, eps=config.eps)
 
 
@@ -44,9 +53,21 @@ def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_tree(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
-    """Put the tree of `optimizer_tree` back; JSON's lists become the tuples they were."""
-    groups = [
-        {name: tuple(value) if isinstance(now.get(name), tuple) else value for name, value in saved.items()}
-        for saved, now in zip(tree["groups"], optimizer.param_groups, strict=True)
+    """Put the tree of `optimizer_tree` back, spread over ranks as the parameters are."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {int(i): {key: _as(value, held[int(i)]) for key, value in s.items()} for i, s in tree["state"].items()}
+    groups = with_tuples(tree["groups"], optimizer.param_groups)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def with_tuples(groups: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Saved param groups, whose JSON has lists where the groups of an optimizer have tuples."""
+    return [
+        {name: tuple(value) if isinstance(mine.get(name), tuple) else value for name, value in saved.items()}
+        for saved, mine in zip(groups, now, strict=True)
     ]
-    optimizer.load_state_dict({"state": {int(i): s for i, s in tree["state"].items()}, "param_groups": groups})
+
+
+def _as(value: Any, p: Tensor) -> Any:
+    """What is kept for p, with the shape of p, spread as p is."""
+    return part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value

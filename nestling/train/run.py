@@ -29,6 +29,8 @@ from nestling.train.config import DataConfig, RunConfig
 from nestling.train.config_file import from_dict
 from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
 from nestling.train.random_state import seed_all
+from nestling.train.ranks import joined, ranks_of
+from nestling.train.run_folder import any_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,19 @@ class Prepared:
 
 
 def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
-    """Tokenizer, training and held-out tokens, stream, and the model at its first step. `data` = folder of --data."""
+    """Tokenizer, training and held-out tokens, the stream of this rank's rows, and the model at its first step.
+
+    `data` is the folder of --data.
+    """
     tokenizer = load_tokenizer(config.data.tokenizer)
     training, held_out = load_data(config.data, tokenizer, data)
     seed_all(config.train.seed)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
-    stream = TokenStream(training, rows=config.train.rows, length=config.train.length, seed=config.train.seed)
+    rows, ranks = config.train.rows, joined()
+    config.rows_per_part(ranks.size)
+    stream = TokenStream(
+        training, rows=rows, length=config.train.length, seed=config.train.seed, only=ranks.share(rows)
+    )
     return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
 
 
@@ -89,24 +98,26 @@ def run(
 ) -> tuple[Prepared, TrainResult]:
     """Build what the config says and train it in a run folder; arguments as in `train`.
 
-    Without `evaluate` the validation is the mean loss over fixed held-out windows.
+    Without `evaluate` the validation is the mean loss over fixed held-out windows. Where torchrun started this
+    process, it joins the others.
     """
-    ready = prepare(config, data=data)
-    for line in rare_writes(ready.model, config.train.stream_length):
-        say(line)
-    windows = held_out_windows(ready.held_out, length=config.train.length, count=config.train.eval_windows)
-    result = train(
-        ready.model,
-        ready.stream,
-        config,
-        folder,
-        evaluate=evaluate or held_out_loss(windows, rows=config.train.rows),
-        resume=resume,
-        checkpoint=checkpoint,
-        trust=trust,
-        say=say,
-    )
-    return ready, result
+    with ranks_of(config.parallel) as ranks:
+        ready = prepare(config, data=data)
+        for line in rare_writes(ready.model, config.train.stream_length) if ranks.first else ():
+            say(line)
+        windows = held_out_windows(ready.held_out, length=config.train.length, count=config.train.eval_windows)
+        result = train(
+            ready.model,
+            ready.stream,
+            config,
+            folder,
+            evaluate=evaluate or held_out_loss(windows, rows=config.train.rows // ranks.size),
+            resume=resume,
+            checkpoint=checkpoint,
+            trust=trust,
+            say=say,
+        )
+        return ready, result
 
 
 def rare_writes(model: LanguageModel, stream_length: int) -> list[str]:
@@ -142,7 +153,7 @@ def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel
     config = run_config(folder)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
-    weights = newest_weights(Path(folder) / "checkpoints", say)
+    weights = newest_weights(Path(folder) / "checkpoints", say, any_weights)
     if weights is None:
         raise FileNotFoundError(f"no checkpoint in {folder} yet; go on with: nestling train --resume {folder}")
     load_weights(model, weights)
@@ -150,15 +161,18 @@ def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel
 
 
 def held_out_loss(windows: Tensor, *, rows: int) -> Callable[[nn.Module], dict[str, float]]:
-    """A score: mean loss in nats per token over windows (n, T+1), each read from a fresh state with writes on."""
+    """A score: mean loss in nats per token over windows (n, T+1), each read from a fresh state with writes on.
+
+    Every rank reads its share of the windows, `rows` at once.
+    """
 
     @torch.no_grad()
     def score(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total = 0.0
-        for part in windows.to(device).split(rows):
+        device, ranks = next(model.parameters()).device, joined()
+        total, mine = 0.0, windows[list(ranks.share(len(windows)))]
+        for part in mine.to(device).split(rows) if len(mine) else ():
             loss, _ = model.loss(part[:, :-1], part[:, 1:])  # type: ignore[operator]
             total += float(loss) * len(part)
-        return {"loss": total / len(windows)}
+        return {"loss": ranks.sums([total])[0] / len(windows)}
 
     return score

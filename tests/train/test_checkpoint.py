@@ -162,3 +162,9 @@ def test_remains_of_a_kill_are_not_checkpoints_and_go_away(tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000001"]
     write_checkpoint(tmp_path, 2, parts(2))
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_retention(tmp_path):
+    for step in (2, 3, 4, 6, 7):
+        write_checkpoint(tmp_path, step, parts(step), keep=1, keep_every=4)
+    assert names(tmp_path) == ["step-00000004", "step-00000007"]

@@ -2,19 +2,23 @@
 
 import json
 import math
+import re
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
 from nestling.train import (
     DataConfig,
+    GuardConfig,
     ModelChoice,
     OptimConfig,
+    ParallelConfig,
     RunConfig,
     TrainConfig,
     config_from_json,
     config_to_json,
     difference,
+    from_dict,
     read_config,
 )
 
@@ -113,8 +117,29 @@ def test_every_field_has_a_line_of_meaning():
     import nestling.train.config as module
 
     source = inspect.getsource(module)
-    for cls in (ModelChoice, DataConfig, OptimConfig, TrainConfig):
+    for cls in (ModelChoice, DataConfig, OptimConfig, TrainConfig, ParallelConfig, GuardConfig):
         assert is_dataclass(cls)
         for field in fields(cls):
             after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
             assert after.startswith('    """') and after.endswith('."""'), f"{cls.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("parallel", {"accumulate": 0}, "parallel.accumulate=0 is below 1"),
+        (
+            "parallel",
+            {"ranks": 3},
+            "train.rows=8 do not divide into 3 ranks times parallel.accumulate=1; use a multiple",
+        ),
+        ("parallel", {"timeout": 0}, "parallel.timeout=0.0 is not positive"),
+        ("guard", {"spike": 1}, "guard.spike=1.0 is not above 1"),
+        ("guard", {"rollbacks": 2}, "guard.rollbacks=2 without guard.skips"),
+        ("optim", {"matrices": "sgd"}, "optim.matrices='sgd' is unknown; use one of adamw, muon, m3"),
+        ("optim", {"ns_dtype": "half"}, "optim.ns_dtype='half' is unknown"),
+    ],
+)
+def test_impossible_ways_to_spread_and_guard(section, values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_dict(RunConfig, {section: values})

@@ -1,0 +1,45 @@
+"""Two and four processes train as one does, and what they save is read by any number of them.
+
+A small Hope with levels that write, ten steps, some of whose rows hold borders of documents; float64 throughout,
+Newton-Schulz in float32.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What train_runs.py printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "tests.distributed.train_runs", str(folder)]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+    )
+    assert ran.returncode == 0, ran.stderr + (folder / "log.txt").read_text()
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("adamw", 1e-10), ("muon", 1e-5), ("m3", 1e-5)])
+def test_processes_equal_one(found: dict, name: str, allowed: float) -> None:
+    """AdamW on four with hybrid sharding, Muon on two that read their rows in two parts and recompute, M3 on four."""
+    apart = found[name]
+    assert apart["weights"] <= allowed and apart["loss"] <= allowed and apart["held_out"] <= allowed
+    assert apart["writes"] == 0
+
+
+def test_a_checkpoint_of_two_ranks_is_read_by_one_and_four_with_equal_bits(found: dict) -> None:
+    """Weights, optimizer, and fast weights, clocks and buffers of every row; the steps meanwhile do not reach it."""
+    assert found["background"]["differs"] == 0
+    assert found["background"]["weights"] <= 1e-10
+
+
+def test_a_checkpoint_that_is_cut_short_is_noticed(found: dict) -> None:
+    assert "__1_0.distcp has 100 of " in found["background"]["damaged"]

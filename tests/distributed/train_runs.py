@@ -1,0 +1,210 @@
+"""Run by test_train.py: the same small runs by one, two and four processes; what differs is printed as JSON.
+
+    python -m tests.distributed.train_runs FOLDER
+
+The processes are forked from one that has loaded everything, and meet in a file: a port may be taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint  # before the fork
+import torch.distributed.fsdp
+
+from nestling.core.state import flatten
+from nestling.train import RunConfig, prepare, read_metrics, run
+from nestling.train.checkpoint import DamagedCheckpoint
+from nestling.train.ranks import joined
+from nestling.train.run import load_run
+from nestling.train.run_folder import read_any
+from nestling.train.sharded import ShardedCheckpoints, load_sharded
+from nestling.train.trainer import Trainer
+from tests.train.small_runs import small
+
+STEPS, ROWS = 10, 4
+
+
+def config_of(matrices: str = "adamw", **parallel: Any) -> RunConfig:
+    """Ten steps of a small Hope whose levels write several times, the third step's rows in many documents."""
+    made = small("hope", steps=STEPS, rows=ROWS, checkpoint_every=5, calibrate_every=0, eval_every=0)
+    made = replace(made, model=replace(made.model, depth=1))
+    made = replace(made, data=replace(made.data, text="texts", validation="moby_dick"))
+    optim = replace(made.optim, matrices=matrices, ns_dtype="float32")
+    return replace(made, optim=optim, parallel=replace(made.parallel, **parallel))
+
+
+def write_texts(folder: Path) -> None:
+    """Documents shorter than a step, so that ranks cut their rows at different places."""
+    (folder / "texts").mkdir()
+    for i in range(40):
+        (folder / "texts" / f"{i:02d}.txt").write_text(f"{i} times {i} is {i * i}. " * (4 + i % 5))
+
+
+def fork(size: int, folder: Path, work: Callable[[int], None]) -> list[int]:
+    """`work(rank)` in `size` processes that form a group; their process numbers."""
+    meeting = folder / f"meeting-{time.monotonic_ns()}"
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            store = dist.FileStore(str(meeting), size)
+            dist.init_process_group("gloo", rank=rank, world_size=size, store=store)
+            work(rank)
+            store.set(f"done {rank}", "")
+            store.wait([f"done {other}" for other in range(size)])
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # gloo's threads sometimes abort a process that shuts it down (torch 2.13)
+    return children
+
+
+def wait(children: list[int]) -> list[int]:
+    """Exit codes, negative for a signal."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def together(size: int, folder: Path, work: Callable[[int], None]) -> None:
+    codes = wait(fork(size, folder, work))
+    assert codes == [0] * size, codes
+
+
+def quiet_run(config: RunConfig, folder: Path, data: Path, **options: Any) -> None:
+    run(config, folder, data=data, say=lambda line: None, **options)
+
+
+def difference(one: Path, other: Path) -> dict[str, float]:
+    """How far the last weights, the losses and the counts of writes of two runs are apart."""
+    a, b = (load_run(path)[0].state_dict() for path in (one, other))
+    weights = max(float((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-3)) for n in b)
+    left, right = (read_metrics(path / "metrics.jsonl") for path in (one, other))
+    assert len(left) == len(right) == STEPS
+    loss = max(abs(x["loss"] - y["loss"]) for x, y in zip(left, right, strict=True))
+    held_out = max(
+        abs(x["validation"]["loss"] - y["validation"]["loss"])
+        for x, y in zip(left, right, strict=True)
+        if "validation" in x
+    )
+    writes = [[r["writes"] for r in records] for records in (left, right)]
+    return {"weights": weights, "loss": loss, "held_out": held_out, "writes": float(writes[0] != writes[1])}
+
+
+def bits(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Everything a trainer holds, whole, by name; of the state the rows of this rank."""
+    model = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.state_dict().items()}
+    held = {f"model.{n}": p for n, p in model.items()}
+    for i, state in enumerate(trainer.optimizer.state_dict()["state"].values()):
+        for key, x in state.items():
+            held[f"optimizer.{i}.{key}"] = x.full_tensor() if hasattr(x, "full_tensor") else torch.as_tensor(x)
+    if trainer.state is not None:
+        held |= {f"state.{name}": x for name, x in flatten(trainer.state.tree)[0].items()}
+    return {name: x.clone() for name, x in held.items()}
+
+
+def trainer_of(data: Path, **parallel: Any) -> Trainer:
+    config = config_of(**parallel)
+    ready = prepare(config, data=data)
+    return Trainer(ready.model, ready.stream, config, joined())
+
+
+def write_in_background(rank: int, folder: Path, data: Path) -> None:
+    """Two ranks: five steps, a checkpoint, and five more while it is written; what they held is put down."""
+    trainer = trainer_of(data)
+    writer = ShardedCheckpoints(folder, trainer.ranks, {}, keep=1, keep_every=0)
+    for step in range(1, STEPS + 1):
+        trainer.next_step()
+        if step == 5:
+            torch.save(bits(trainer), folder / f"held-2-{rank}.pt")
+            writer.save(trainer)
+    writer.wait()
+    assert writer.saved == 5
+    torch.save(bits(trainer), folder / f"last-2-{rank}.pt")
+
+
+def read_on_others(rank: int, folder: Path, data: Path) -> None:
+    """Any number of ranks: load the checkpoint, and put down what each then holds."""
+    trainer = trainer_of(data)
+    load_sharded(folder / "step-00000005", trainer)
+    assert trainer.step == 5 and trainer.stream.position == 5 * trainer.config.train.length
+    torch.save(bits(trainer), folder / f"held-{trainer.ranks.size}-{rank}.pt")
+
+
+def compare_held(folder: Path) -> float:
+    """1 if any rank, of one or four, holds other bits than the two held that wrote the checkpoint."""
+    held = {(n, r): torch.load(folder / f"held-{n}-{r}.pt") for n in (1, 2, 4) for r in range(n)}
+    whole = {
+        name: torch.cat([held[2, rank][name] for rank in (0, 1)]) if name.startswith("state.") else x
+        for name, x in held[2, 0].items()
+    }
+    for (size, rank), found in held.items():
+        rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        for name, x in whole.items():
+            x = x[rows] if name.startswith("state.") else x
+            if not torch.equal(x, found[name]):
+                return 1.0
+    return 0.0
+
+
+def background(folder: Path, data: Path) -> dict[str, Any]:
+    """A checkpoint of two ranks, written while they train on, read by one and by four."""
+    together(2, folder, lambda rank: write_in_background(rank, folder, data))
+    read_on_others(0, folder, data)
+    together(4, folder, lambda rank: read_on_others(rank, folder, data))
+    last, alone = torch.load(folder / "last-2-0.pt"), trainer_of(data)
+    for _ in range(STEPS):
+        alone.next_step()
+    weights = {name: x for name, x in bits(alone).items() if name.startswith("model.")}
+    apart = max(float((last[n] - x).abs().max() / x.abs().max().clamp_min(1e-3)) for n, x in weights.items())
+    return {"differs": compare_held(folder), "weights": apart, "damaged": damaged(folder / "step-00000005")}
+
+
+def damaged(checkpoint: Path) -> str:
+    """What is said of a checkpoint that is cut short."""
+    with open(checkpoint / "__1_0.distcp", "r+b") as file:
+        file.truncate(100)
+    try:
+        read_any(checkpoint)
+    except DamagedCheckpoint as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    write_texts(folder)
+    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
+    (folder / "background").mkdir()
+    found: dict[str, Any] = {"background": background(folder / "background", folder)}
+    cases = {
+        "adamw": (config_of(), 4, {"shard": 2}),
+        "muon": (config_of("muon"), 2, {"accumulate": 2, "recompute": True}),
+        "m3": (config_of("m3"), 4, {}),
+    }
+    for name, (config, size, parallel) in cases.items():
+        quiet_run(config, folder / f"{name}-1", folder)
+        spread = replace(config, parallel=replace(config.parallel, **parallel))
+        together(size, folder, lambda rank: quiet_run(spread, folder / f"{name}-{size}", folder))  # noqa: B023
+        found[name] = difference(folder / f"{name}-{size}", folder / f"{name}-1")
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
