@@ -21,6 +21,14 @@ def test_accuracies_by_hand() -> None:
     assert made.backward_transfer == pytest.approx(((0.5 - 0.9) + (0.6 - 0.8)) / 2)  # from right after learning
 
 
+def test_forward_transfer_is_what_earlier_tasks_gave_a_task_before_its_turn() -> None:
+    assert continual(ACCURACY).forward_transfer is None
+    made = continual(ACCURACY, initial=[0.0, 0.1, 0.3])
+    assert made.forward_transfer == pytest.approx(((0.2 - 0.1) + (0.1 - 0.3)) / 2)
+    with pytest.raises(ValueError, match="one per task"):
+        continual(ACCURACY, initial=[0.0])
+
+
 def test_losses_count_what_was_lost_as_positive() -> None:
     made = continual([[-v for v in row] for row in ACCURACY], smaller_is_better=True)
     same = continual(ACCURACY)
