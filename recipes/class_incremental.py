@@ -1,0 +1,482 @@
+"""Classes that come a few at a time, learned in one pass: what is left of all of them at the end, by method.
+
+    python -m recipes.class_incremental --data DIR                 # DIR/cl; needs the extra `test` (transformers, peft)
+    python -m recipes.class_incremental --data DIR --sets CLINC150 --seeds 1
+    python -m recipes.class_incremental --table                    # the committed result as tables
+    python -m recipes.class_incremental --figure                   # and as docs/figures/class_incremental.png
+
+The backbone is the bundled pretrained model of 260,032 parameters (TinyStories). Every method sees every text once, in
+the same order and the same batches, with the same features and a linear map to the classes seen so far
+(continual_methods/classifier.py); it is asked for the class among all classes seen so far, never told the task.
+
+* "trained head": the head is learned by the method's own rule. In Hope it is one more level, with the old-key metric
+  that the stream itself accumulates.
+* "memory head": for every method the head is the same associative memory (continual_methods/memory_head.py), written
+  batch by batch after it was read; methods differ in what they do to the backbone. "frozen" does nothing to it.
+* "frozen features": nearest class mean, LDA, KLDA: no gradient anywhere. "in context": nothing is written at all.
+
+Hope-1, -2, -3: the MLPs of the backbone are levels with periods of 10; 10 and 40; 10, 40 and 160 texts. One number
+of each method (a rate, EWC's strength, a width) is the best of three on validation texts of CLINC150 with one seed, by
+average accuracy at the end; then it is frozen for all sets. EWC has the rate of sequential fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestling.evals.continual import continual
+from nestling.evals.statistics import interval, paired
+from nestling.memories.continuum import ContinuumLevel, InnerRule
+from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.class_tasks import LONGEST, SIZES, Example, Stream, load_texts, stream
+from recipes.continual_methods.classifier import Classifier, labels_of
+from recipes.continual_methods.cms import CmsWrites, as_one_stream
+from recipes.continual_methods.ewc import ElasticWeights
+from recipes.continual_methods.fine_tuning import FineTuning, Method
+from recipes.continual_methods.gaussian import FourierFeatures, Gaussians
+from recipes.continual_methods.memory_head import MemoryHead
+from recipes.continual_methods.replay import Reservoir
+
+MODELS = Path(__file__).parents[1] / "tests" / "hf" / "data"
+RUNS = Path("runs/class_incremental")
+BATCH, BUFFER, FISHER, RIDGE, JOINT_PASSES = 10, 200, 30, 1.0, 3
+FOURIER = 1024
+CHOOSING, CHOOSING_SEED = "CLINC150", 100
+HEAD = InnerRule(rate=0.03, relative=False, bound=math.inf, kappa=10.0, online=True)
+LEVELS = {"Hope-1": (10,), "Hope-2": (10, 40), "Hope-3": (10, 40, 160)}
+CANDIDATES, EACH, ASKED = 3, 2, 100  # of InCA: classes, examples of each; queries put to a model in context
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a method, its head, and the three values that were tried for its one number."""
+
+    method: str
+    head: str
+    values: tuple[float, ...]
+
+
+TRAINED, MEMORY, FROZEN, CONTEXT = "trained head", "memory head", "frozen features", "in context"
+ADAM, ADAM_MEMORY, WRITE = (3e-4, 1e-3, 3e-3), (1e-6, 1e-5, 1e-4), (0.005, 0.02, 0.08)
+ROWS = (
+    Row("Hope-1", TRAINED, WRITE),
+    Row("Hope-2", TRAINED, WRITE),
+    Row("Hope-3", TRAINED, WRITE),
+    Row("sequential", TRAINED, ADAM),
+    Row("LoRA", TRAINED, (1e-3, 3e-3, 1e-2)),
+    Row("EWC", TRAINED, (10.0, 100.0, 1000.0)),
+    Row("replay", TRAINED, ADAM),
+    Row("joint", TRAINED, ADAM),
+    Row("Hope-1", MEMORY, WRITE),
+    Row("Hope-2", MEMORY, WRITE),
+    Row("Hope-3", MEMORY, WRITE),
+    Row("frozen", MEMORY, (0.1, 1.0, 10.0)),
+    Row("sequential", MEMORY, ADAM_MEMORY),
+    Row("LoRA", MEMORY, (1e-5, 1e-4, 1e-3)),
+    Row("EWC", MEMORY, (10.0, 100.0, 1000.0)),
+    Row("replay", MEMORY, ADAM_MEMORY),
+    Row("nearest mean", FROZEN, (0.0,)),
+    Row("LDA", FROZEN, (1e-3, 1e-2, 1e-1)),
+    Row("KLDA", FROZEN, (0.5, 1.0, 2.0)),
+    Row("ICL", CONTEXT, (0.0,)),
+    Row("InCA", CONTEXT, (1e-2,)),
+)
+
+
+# --- methods ----------------------------------------------------------------------------------------------------
+
+
+class Storing:
+    """The backbone stays as it is; texts go into the memory head."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+
+    def learn(self, examples: Sequence[Example]) -> None:
+        for start in range(0, len(examples), BATCH):
+            self.classifier.store(examples[start : start + BATCH])
+
+    def reading(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+def pretrained() -> tuple[Any, Any]:
+    """The bundled model and its tokenizer."""
+    from nestling.hf.llama2c import read_model, read_tokenizer
+
+    return read_model(MODELS / "stories260K.bin.xz"), read_tokenizer(MODELS / "tok512.bin.xz")
+
+
+def make(row: Row, value: float, rate: float, classes: int, own: Tensor, seed: int) -> tuple[Classifier, Method]:
+    """A classifier and what teaches it. `rate` is Adam's where `value` is another number."""
+    from nestling.hf import convert_to_cms
+
+    torch.manual_seed(seed)
+    model, _ = pretrained()
+    if row.method in LEVELS:
+        rule = InnerRule(online=True)
+        convert_to_cms(model, LEVELS[row.method], rates=value, rule=rule, old_text=own)
+    elif row.method == "LoRA":
+        from recipes.continual_methods.lora import with_lora
+
+        with_lora(model)
+    width = model.config.num_hidden_layers * model.config.hidden_size
+    ridge = value if row.method == "frozen" else RIDGE
+    memory = MemoryHead(width, classes, ridge=ridge) if row.head == MEMORY else None
+    classifier = Classifier(model, own, classes, memory)
+    return classifier, method_of(row, value, rate, classifier, seed)
+
+
+def method_of(row: Row, value: float, rate: float, classifier: Classifier, seed: int) -> Method:
+    """What teaches a classifier."""
+    stored = None if classifier.memory is None else classifier.store
+    if row.method == "frozen":
+        return Storing(classifier)
+    if row.method in LEVELS:
+        if classifier.memory is None:
+            classifier.head = ContinuumLevel(classifier.head, period=BATCH, rule=HEAD, name="head")
+        as_one_stream(classifier)
+        return CmsWrites(classifier, classifier.loss, batch=BATCH, stored=stored)
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"lr": rate if row.method == "EWC" else value, "batch": BATCH, "stored": stored}
+    if row.method == "EWC":
+        weights = ElasticWeights(classifier.loss, trained, strength=value, examples=FISHER)
+        options |= {"penalty": weights.penalty, "ended": weights.consolidate}
+    if row.method == "replay":
+        options["mixed"] = Reservoir(BUFFER, seed=seed).mixed
+    return FineTuning(classifier.loss, trained, **options)
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def learn_stream(
+    row: Row, value: float, rate: float, tasks: Stream, asked: Sequence[list[Example]], seed: int, *, end_only: bool
+) -> Cell:
+    """The accuracy on every task after each (or at the end only), 0 where its classes have not come yet."""
+    own = own_text_of()
+    if row.head == FROZEN:
+        return {"accuracy": frozen_features(row.method, value, tasks, asked, own, seed)}
+    classifier, method = make(row, value, rate, len(tasks.names), own, seed)
+    if row.method == "joint":
+        return {"accuracy": joint(classifier, method, tasks, asked, seed)}
+    accuracy = []
+    for t, examples in enumerate(tasks.train):
+        if classifier.memory is None:
+            classifier.expect(examples)
+        method.learn(examples)
+        if end_only and t < len(tasks.train) - 1:
+            continue
+        with method.reading():
+            accuracy.append(so_far(asked, t, lambda part: mean_of(classifier.correct(part))))
+    moved = method.moved() if isinstance(method, CmsWrites) else {}
+    return {"accuracy": accuracy, "moved": moved}
+
+
+def so_far(asked: Sequence[list[Example]], t: int, score: Callable[[list[Example]], float]) -> list[float]:
+    """Scores on tasks 0 to t; a class that has not come cannot be found."""
+    return [score(part) if j <= t else 0.0 for j, part in enumerate(asked)]
+
+
+def mean_of(correct: Sequence[bool]) -> float:
+    return sum(correct) / len(correct)
+
+
+def joint(
+    classifier: Classifier, method: Method, tasks: Stream, asked: Sequence[list[Example]], seed: int
+) -> list[list[float]]:
+    """All tasks at once, shuffled, in several passes: one row."""
+    every = [example for part in tasks.train for example in part]
+    classifier.expect(every)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(JOINT_PASSES):
+        method.learn([every[i] for i in torch.randperm(len(every), generator=generator).tolist()])
+    return [[mean_of(classifier.correct(part)) for part in asked]]
+
+
+@cache
+def own_text_of() -> Tensor:
+    """Text that the bundled model samples; the same for every seed, because it is the model's."""
+    from nestling.hf.own_text import own_text
+
+    return own_text(pretrained()[0], seed=0)
+
+
+@torch.no_grad()
+def all_features(classifier: Classifier, parts: Sequence[Sequence[Example]]) -> list[Tensor]:
+    """Features of each part's texts, (n, F)."""
+    made = []
+    for part in parts:
+        texts = [text for text, _ in part]
+        made.append(torch.cat([classifier.features(texts[i : i + 50]) for i in range(0, len(texts), 50)]))
+    return made
+
+
+def frozen_features(
+    name: str, value: float, tasks: Stream, asked: Sequence[list[Example]], own: Tensor, seed: int
+) -> list[list[float]]:
+    """Gaussians over the features of the untouched model."""
+    classifier = Classifier(pretrained()[0], own, len(tasks.names), None)
+    train, test = all_features(classifier, tasks.train), all_features(classifier, asked)
+    if name == "KLDA":
+        fourier = FourierFeatures(train[0].shape[1], FOURIER, width=value, seed=seed)
+        train, test = [fourier(x) for x in train], [fourier(x) for x in test]
+    ridge = 1e-3 if name == "KLDA" else value
+    memory = Gaussians(train[0].shape[1], len(tasks.names))
+    accuracy = []
+    for t, (x, examples) in enumerate(zip(train, tasks.train, strict=True)):
+        memory.write(x, labels_of(examples))
+        row = []
+        for j, (y, part) in enumerate(zip(test, asked, strict=True)):
+            if j > t:
+                row.append(0.0)
+                continue
+            scores = memory.nearest_mean(y) if name == "nearest mean" else memory.discriminants(y, ridge)
+            row.append((scores.argmax(-1) == labels_of(part)).double().mean().item())
+        accuracy.append(row)
+    return accuracy
+
+
+def in_context(row: Row, tasks: Stream, seed: int) -> Cell:
+    """Accuracy at the end only, on the first `ASKED` test texts of all tasks taken in turn."""
+    from recipes.continual_methods.in_context import Prompter, Shown
+
+    model, tokenizer = pretrained()
+    encode = encoder(tokenizer, special=False)
+    names = [name.replace("_", " ") for name in tasks.names]
+    prompter = Prompter(model, encode, 1, names)
+    pool = [Shown(cut(text), label) for part in tasks.shown for text, label in part]
+    queries = [pair for same in zip(*(spread(part) for part in tasks.asked), strict=False) for pair in same][:ASKED]
+    if row.method == "ICL":
+        every = list(range(len(names)))
+        right = [prompter.in_context(cut(t), pool, every, seed * 1000 + i) == y for i, (t, y) in enumerate(queries)]
+        return {"final": mean_of(right)}
+    whole = encoder(tokenizer)
+    classifier = Classifier(model, own_text_of(), len(names), None)
+    memory = Gaussians(model.config.num_hidden_layers * model.config.hidden_size, len(names))
+    for x, examples in zip(all_features(classifier, tasks.train), tasks.train, strict=True):
+        memory.write(x, labels_of(examples))
+    (features,) = all_features(classifier, [[(whole(text)[:LONGEST], label) for text, label in queries]])
+    best = memory.discriminants(features, row.values[0]).topk(CANDIDATES).indices.tolist()
+    right = [
+        prompter.inca(cut(text), pool, candidates, EACH, seed * 1000 + i) == label
+        for i, ((text, label), candidates) in enumerate(zip(queries, best, strict=True))
+    ]
+    kept = [label in candidates for (_, label), candidates in zip(queries, best, strict=True)]
+    return {"final": mean_of(right), "among candidates": mean_of(kept)}
+
+
+def spread(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The same pairs, the classes in turn."""
+    by_class: dict[int, list[tuple[str, int]]] = {}
+    for pair in pairs:
+        by_class.setdefault(pair[1], []).append(pair)
+    return [pair for same in zip(*by_class.values(), strict=False) for pair in same]
+
+
+def cut(text: str) -> str:
+    """The first words of a text."""
+    return " ".join(text.split()[:16])
+
+
+def encoder(tokenizer: Any, *, special: bool = True) -> Callable[[str], Tensor]:
+    return lambda text: torch.from_numpy(tokenizer.encode(text, add_special_tokens=special))
+
+
+def tasks_of(name: str, folder: str | None, seed: int, *, tuning: bool) -> Stream:
+    size = SIZES[name]
+    size = replace(size, train=size.train // 2) if tuning else size
+    return stream(load_texts(name, folder), size, encoder(pretrained()[1]), seed)
+
+
+def run_cell(row: Row, value: float, rate: float, name: str, seed: int, folder: str | None, *, tuning: bool) -> Cell:
+    """One method on one data set and seed; tuning: half the texts, and asked about validation texts at the end."""
+    kind = "choose" if tuning else "test"
+    label = f"{kind}-{name}-{row.head}-{row.method}-{value:g}-{seed}".replace(" ", "_")
+
+    def work() -> Cell:
+        tasks = tasks_of(name, folder, seed, tuning=tuning)
+        if row.head == CONTEXT:
+            return in_context(row, tasks, seed)
+        asked = tasks.validation if tuning else tasks.test
+        return learn_stream(row, value, rate, tasks, asked, seed, end_only=tuning)
+
+    return cell(RUNS, label, work)
+
+
+# --- table ------------------------------------------------------------------------------------------------------
+
+
+def chosen(row: Row, rate: float, folder: str | None) -> tuple[float, dict[str, float]]:
+    """The value with the best average accuracy on validation texts, the first among equals; and all of them."""
+    if len(row.values) == 1:
+        return row.values[0], {}
+    row = replace(row, method="Hope-1") if row.method in LEVELS else row
+    found = {}
+    for value in row.values:
+        made = run_cell(row, value, rate, CHOOSING, CHOOSING_SEED, folder, tuning=True)
+        found[f"{value:g}"] = mean_of(made["accuracy"][-1])
+    return max(row.values, key=lambda value: found[f"{value:g}"]), found
+
+
+def report(rows: Sequence[Row], sets: Sequence[str], seeds: int, folder: str | None) -> Path:
+    """Run what is missing, and write the result."""
+    values: dict[tuple[str, str], tuple[float, float]] = {}
+    metrics: Cell = {"tried": {}, "chosen": {}, "sets": {}}
+    for row in sorted(rows, key=lambda row: row.method == "EWC"):  # EWC needs the rate of sequential
+        rate = values[row.head, "sequential"][0] if row.method == "EWC" else 0.0
+        value, found = chosen(row, rate, folder)
+        values[row.head, row.method] = value, rate
+        metrics["tried"][title(row)], metrics["chosen"][title(row)] = found, value
+    for name in sets:
+        metrics["sets"][name] = {}
+        for row in rows:
+            value, rate = values[row.head, row.method]
+            cells = [run_cell(row, value, rate, name, seed, folder, tuning=False) for seed in range(seeds)]
+            metrics["sets"][name][title(row)] = summary(cells)
+        metrics["sets"][name] |= {"differences": differences(metrics["sets"][name])}
+    config: Cell = {"batch": BATCH, "buffer": BUFFER, "fisher": FISHER, "ridge": RIDGE, "joint passes": JOINT_PASSES}
+    config |= {"longest": LONGEST, "sizes": {name: asdict(SIZES[name]) for name in sets}, "levels": LEVELS}
+    config |= {"fourier": FOURIER, "chosen on": [CHOOSING, CHOOSING_SEED], "inca": [CANDIDATES, EACH, ASKED]}
+    config["head of Hope"] = {"rate": HEAD.rate, "kappa": HEAD.kappa, "online": HEAD.online}
+    return write_result("class_incremental", config, list(range(seeds)), rounded(metrics))
+
+
+def title(row: Row) -> str:
+    return f"{row.method}, {row.head}"
+
+
+def summary(cells: Sequence[Cell]) -> Cell:
+    """The accuracies of every seed, and their averages in percent."""
+    made: Cell = {"cells": list(cells), "final": [100 * final(c) for c in cells]}
+    if len(cells[0].get("accuracy", ())) > 1:
+        numbers = [continual(c["accuracy"]).to_dict() for c in cells]
+        made |= {key: [100 * n[key] for n in numbers] for key in ("learned", "forgetting", "backward_transfer")}
+    return made
+
+
+def final(made: Cell) -> float:
+    """Average accuracy over all tasks at the end."""
+    return made["final"] if "final" in made else mean_of(made["accuracy"][-1])
+
+
+def differences(rows: Cell) -> Cell:
+    """Hope less each other row, paired by seed, in points of average accuracy at the end."""
+    hopes = [name for name in rows if name.startswith("Hope")]
+    return {
+        hope: {other: vars(paired(rows[hope]["final"], made["final"])) for other, made in rows.items() if other != hope}
+        for hope in hopes
+    }
+
+
+def page(result: Cell) -> str:
+    """The result as markdown."""
+    lines = []
+    for name, rows in result["metrics"]["sets"].items():
+        gaps = rows["differences"]
+        hopes = [row for row in rows if row.startswith("Hope")]
+        lines += ["", f"**{name}**, {len(result['seeds'])} seeds, %", ""]
+        lines += ["| method | at the end | right after learning | forgetting | best Hope of the same head less this |"]
+        lines += ["|---|---:|---:|---:|---:|"]
+        for row, made in rows.items():
+            if row == "differences":
+                continue
+            head = row.split(", ")[1]
+            best = best_of([hope for hope in hopes if hope.endswith(head)] or hopes, rows)
+            gap = "" if row in hopes else shown(gaps[best][row], "+.1f")
+            cells = [shown(vars(interval(made[key]))) if key in made else "" for key in ("final", "learned")]
+            lost = shown(vars(interval(made["forgetting"]))) if "forgetting" in made else ""
+            lines.append(f"| {row} | {' | '.join(cells)} | {lost} | {gap} |")
+    return "\n".join([*lines[1:], "", f"CPU time: {cpu_minutes(result['metrics']):.0f} minutes (rates not counted)."])
+
+
+def best_of(names: Sequence[str], rows: Cell) -> str:
+    """The row with the highest mean at the end."""
+    return max(names, key=lambda name: mean_of(rows[name]["final"]))
+
+
+def shown(found: Cell, form: str = ".1f") -> str:
+    """Mean and interval."""
+    if found["low"] is None:
+        return f"{found['mean']:{form}}"
+    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def draw(result: Cell, path: Path) -> None:
+    """Average accuracy over the classes so far after each task, mean over seeds, one panel a set and head."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sets, heads = result["metrics"]["sets"], (TRAINED, MEMORY)
+    figure, axes = plt.subplots(2, len(sets), figsize=(3.6 * len(sets) + 2, 6.4), squeeze=False, sharey=True)
+    for column, (name, rows) in enumerate(sets.items()):
+        for line, head in enumerate(heads):
+            panel = axes[line, column]
+            for method, colour in COLOURS.items():
+                made = rows.get(f"{method}, {head}")
+                if made is None:
+                    continue
+                curves = [[mean_of(r[: t + 1]) for t, r in enumerate(c["accuracy"])] for c in made["cells"]]
+                curve = [100 * mean_of(points) for points in zip(*curves, strict=True)]
+                if method == "joint":
+                    panel.axhline(mean_of(made["final"]), color=colour, linestyle=":", label=method)
+                else:
+                    panel.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", linewidth=1.2, label=method)
+            panel.axhline(
+                mean_of(rows[f"KLDA, {FROZEN}"]["final"]), color="black", linestyle="--", linewidth=0.8, label="KLDA"
+            )
+            panel.set_title(f"{name}, {head}", fontsize=10)
+            panel.set_ylim(0, 100)
+    for panels in axes:
+        panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.supylabel("accuracy on all classes so far, %", fontsize=9)
+    figure.supxlabel("tasks learned", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+COLOURS = {
+    "Hope-1": "#9ac1e6",
+    "Hope-2": "#4a90c8",
+    "Hope-3": "#1a4f7a",
+    "frozen": "#8a8a8a",
+    "sequential": "#c05621",
+    "LoRA": "#d69e2e",
+    "EWC": "#b83280",
+    "replay": "#2f855a",
+    "joint": "#2f855a",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="the folder that holds cl/; else the variable NESTLING_DATA")
+    parser.add_argument("--sets", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
+    parser.add_argument("--figure", action="store_true", help="draw docs/figures/class_incremental.png from it")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if not (options.table or options.figure):
+        print(report(ROWS, options.sets, options.seeds, options.data))
+    newest = json.loads(max(Path("results/class_incremental").glob("*.json")).read_text(encoding="utf-8"))
+    if options.figure:
+        draw(newest, Path("docs/figures/class_incremental.png"))
+    print(page(newest))
+
+
+if __name__ == "__main__":
+    main()
