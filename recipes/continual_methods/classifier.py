@@ -8,15 +8,18 @@ that were never seen are left out. An example is (ids, label).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from nestling.memories.continuum import FastLinear
 
 from .memory_head import MemoryHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARPNESS = 10.0  # logits per unit of what a memory head reads
 PIECE = 16  # tokens of the pieces of own text that features are standardised by

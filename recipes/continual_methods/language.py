@@ -1,0 +1,108 @@
+"""The methods on a causal language model: the bundled pretrained one, taught by the loss of the next token.
+
+An example is (ids, start): a text (n,), whose tokens from `start` on are to be predicted from those before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from nestling.hf import convert_to_cms
+from nestling.hf.llama2c import Llama2cTokenizer, read_model, read_tokenizer
+from nestling.hf.own_text import own_text
+from nestling.memories.continuum import InnerRule
+
+from .cms import CmsWrites, as_one_stream
+from .ewc import ElasticWeights
+from .fine_tuning import FineTuning, Method
+from .lora import with_lora
+from .replay import Reservoir
+
+MODELS = Path(__file__).parents[2] / "tests" / "hf" / "data"
+IGNORED = -1
+LEVELS = (1, 4, 16)  # periods of Hope-1, -2, -3, in batches
+RULE = InnerRule(online=True)
+
+Text = tuple[Tensor, int]
+
+
+def pretrained() -> PreTrainedModel:
+    """The bundled model of 260,032 parameters."""
+    return read_model(MODELS / "stories260K.bin.xz")
+
+
+@cache
+def tokenizer() -> Llama2cTokenizer:
+    return read_tokenizer(MODELS / "tok512.bin.xz")
+
+
+@cache
+def own_texts() -> Tensor:
+    """(32, 128) sampled by the model itself: what writes spare, and what EWC holds on to before the first task."""
+    return own_text(pretrained(), seed=0)
+
+
+class LanguageTask:
+    """A model, and its loss on texts."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def token_losses(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+        """Nats (n, T - 1) of the tokens of texts, zero where none is asked for, and which are."""
+        ids = nn.utils.rnn.pad_sequence([ids for ids, _ in texts], batch_first=True)
+        place = torch.arange(1, ids.shape[1])
+        bounds = torch.tensor([(start, len(text)) for text, start in texts])
+        asked = (place >= bounds[:, :1]) & (place < bounds[:, 1:])
+        logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        targets = ids[:, 1:].masked_fill(~asked, IGNORED)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(asked), asked
+
+    def loss(self, texts: Sequence[Text]) -> Tensor:
+        """Mean nats per token that is asked for."""
+        losses, asked = self.token_losses(texts)
+        return losses.sum() / asked.sum()
+
+    @torch.no_grad()
+    def nats(self, texts: Sequence[Text], batch: int = 20) -> tuple[float, int]:
+        """Sum of the nats, and number of the tokens that are asked for."""
+        total, count = 0.0, 0
+        for start in range(0, len(texts), batch):
+            losses, asked = self.token_losses(texts[start : start + batch])
+            total, count = total + float(losses.sum()), count + int(asked.sum())
+        return total, count
+
+
+def make(
+    name: str, value: float, rate: float, *, batch: int, buffer: int, fisher: int, seed: int
+) -> tuple[LanguageTask, Method]:
+    """The bundled model and what teaches it, by the name in a table. `rate` is Adam's where `value` is no rate."""
+    torch.manual_seed(seed)
+    model = pretrained()
+    if name.startswith("Hope"):
+        periods = [batch * n for n in LEVELS[: int(name[-1])]]
+        convert_to_cms(model, periods, rates=value, rule=RULE, old_text=own_texts())
+        as_one_stream(model)
+        task = LanguageTask(model)
+        return task, CmsWrites(model, task.loss, batch=batch)
+    if name == "LoRA":
+        with_lora(model)
+    task = LanguageTask(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"lr": rate if name == "EWC" else value, "batch": batch}
+    if name == "EWC":
+        weights = ElasticWeights(task.loss, trained, strength=value, examples=fisher)
+        weights.consolidate([(ids, 1) for ids in own_texts()])
+        options |= {"penalty": weights.penalty, "ended": weights.consolidate}
+    if name == "replay":
+        options["mixed"] = Reservoir(buffer, seed=seed).mixed
+    return task, FineTuning(task.loss, trained, **options)
