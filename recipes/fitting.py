@@ -1,4 +1,4 @@
-"""One way to train a small model: AdamW, a linear warm-up, a cosine down to zero, clipped gradients."""
+"""One way to train a small model: a linear warm-up, clipped gradients; AdamW and a cosine, or what a task needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ WARMUP, DECAY, BETAS, CLIP, SHOWN = 20, 0.1, (0.9, 0.95), 1.0, 20
 
 def fit(model: nn.Module, loss_at: Callable[[int], Tensor], *, steps: int, lr: float, decay: float = DECAY) -> float:
     """Minimise loss_at(0), loss_at(1) ... in nats, one step each; returns the mean of the last `SHOWN` losses."""
-    optimizer = torch.optim.AdamW(groups(model, decay), lr=lr, betas=BETAS)
+    return minimise(model, loss_at, steps, torch.optim.AdamW(groups(model, decay), lr=lr, betas=BETAS), pace)
+
+
+def minimise(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    optimizer: torch.optim.Optimizer,
+    pace: Callable[[int, int], float],
+) -> float:
+    """`fit` with another optimizer, at its own rates times `pace(step, steps)`."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, steps))
     losses = []
     for step in range(steps):
