@@ -6,9 +6,9 @@
     python -m recipes.language_modelling --figure              # and as docs/figures/language_modelling.png
 
 Equal parameters at each size (within 2 %), tokens, data order and seeds; text and measures: recipes/language.py.
-Rates: the same three for every model, one seed at the smallest size, by the loss on held-out text. Beyond the training
-length the Transformer is read with full attention and with a window of that length, and the better one counts, seed by
-seed. Hope is read with its levels frozen and with their writes on.
+Rates: the same three for every model, one seed at the smallest size, by the loss on novels beyond the training length.
+There the Transformer is read with full attention and with a window of the training length, and the better one counts,
+seed by seed. Hope is read with its levels frozen and with their writes on.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ LINES = {  # of the table: the model, and the ways to read it of which the best 
 }
 PARTS = {  # of the table: text, and positions
     "held out": ("held out", ""),
-    "novels inside": ("novels", "inside"),
-    "novels beyond": ("novels", "beyond"),
-    "WikiText-2 inside": ("test", "inside"),
-    "WikiText-2 beyond": ("test", "beyond"),
+    "novels": ("novels", "beyond"),
+    "novels, second half": ("novels", "late"),
+    "WikiText-2": ("test", "beyond"),
+    "WikiText-2, second half": ("test", "late"),
 }
 COLOURS = {"transformer": "#7a7a7a", "gated-delta-net": "#2f855a", "titans-lmm": "#2b6cb0", "hope": "#c05621"}
 
@@ -96,7 +96,7 @@ def settings(folder: Folder) -> Cell:
         "rows, length, steps": [language.ROWS, language.LENGTH, language.STEPS],
         "windows": [language.SHORT_WINDOWS, language.LONG_WINDOWS, language.LONG],
         "sizes (width, blocks, heads)": SIZES,
-        "periods of hope": [str(period) for period in language.PERIODS],
+        "levels of hope": str(language.LEVELS),
         "rates": language.RATES,
     }
 

@@ -11,7 +11,7 @@ from nestling.data import bundled_text
 from nestling.models import build, from_config
 from nestling.models.presets import count
 from recipes import ablations, language, language_modelling
-from recipes.language import BUCKETS, LENGTH, LONG, SIZES
+from recipes.language import LENGTH, SIZES
 
 NAMES = (*language.TRAINED, *language.NOVELS, *language.TEST)
 
@@ -61,7 +61,7 @@ def test_variants_change_hope_at_equal_parameters(variant: str) -> None:
     config = language.config_for("hope", ablations.SIZE, **changed)
     assert abs(count(config) / count(language.config_for("hope", ablations.SIZE)) - 1) < 0.02
     assert all(getattr(config, name) == value for name, value in changed.items())
-    assert (config.periods == language.PERIODS) == (variant != "without CMS")
+    assert (config.periods == language.LEVELS["periods"]) == (variant != "without CMS" and "one period" not in variant)
 
 
 def test_a_cell_is_kept_with_its_weights_and_a_seed_decides_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,23 +83,22 @@ def test_a_cell_is_kept_with_its_weights_and_a_seed_decides_it(folder: Path, mon
 def test_losses_inside_and_beyond_the_training_length() -> None:
     torch.manual_seed(0)
     model = build("transformer", vocab_size=16, dim=8, depth=1, heads=1)
-    windows = torch.randint(16, (2, LONG + 1))
+    windows = torch.randint(16, (2, language.LONG + 1))
     found = language.long_losses(model, windows, 2.0)
     full, window = found["full"], found["window"]
-    assert len(full["by position"]) == BUCKETS
-    inside = BUCKETS * LENGTH // LONG
-    assert full["by position"][:inside] == pytest.approx(window["by position"][:inside])
-    assert full["beyond"] == pytest.approx(sum(full["by position"][inside:]) / (BUCKETS - inside))
-    assert full["inside"] == pytest.approx(sum(full["by position"][:inside]) / inside)
+    curve = full["by position"]
+    assert len(curve) == language.LONG // LENGTH == 32
+    assert curve[0] == pytest.approx(window["by position"][0])
+    assert full["beyond"] == pytest.approx(sum(curve[1:]) / 31) and full["late"] == pytest.approx(sum(curve[16:]) / 16)
     assert full["beyond"] != pytest.approx(window["beyond"], abs=1e-6)
     assert language.bits([{"text": found}], "text", "beyond", ("full", "window")) == [
         min(full["beyond"], window["beyond"])
     ]
 
 
-def test_the_rate_with_the_least_held_out_loss_is_chosen() -> None:
+def test_the_rate_with_the_least_loss_on_novels_is_chosen() -> None:
     def swept(*values: float) -> dict[str, dict[str, float]]:
-        return {f"{lr:g}": {"held out": v} for lr, v in zip(language.RATES, values, strict=True)}
+        return {f"{lr:g}": {"novels": v} for lr, v in zip(language.RATES, values, strict=True)}
 
     assert language.chosen_rate(swept(2.0, 1.5, 1.6)) == language.RATES[1]
     assert language.chosen_rate(swept(2.0, 1.5, 1.5)) == language.RATES[1]
@@ -108,7 +107,7 @@ def test_the_rate_with_the_least_held_out_loss_is_chosen() -> None:
 def made(value: float, ways: tuple[str, ...]) -> dict[str, object]:
     """A cell whose every loss is `value`, and 1 more in the second way to read it."""
     text = {
-        way: {"inside": value + i, "beyond": value + i, "by position": [value + i] * 4} for i, way in enumerate(ways)
+        way: {"late": value + i, "beyond": value + i, "by position": [value + i] * 4} for i, way in enumerate(ways)
     }
     return {"parameters": 100, "held out": value, "novels": text, "test": text, "cpu_seconds": 30.0}
 
@@ -120,11 +119,11 @@ def test_hope_is_compared_with_the_better_transformer_seed_by_seed() -> None:
         for name, start in (("transformer", 2.0), ("gated-delta-net", 1.0), ("titans-lmm", 0.5), ("hope", 1.0))
     }
     found = language_modelling.compare(models)
-    assert found["hope, writing - transformer, novels beyond"]["mean"] == -1.0
-    assert found["hope, writing - transformer, novels beyond"]["verdict"] == "better"
+    assert found["hope, writing - transformer, novels"]["mean"] == -1.0
+    assert found["hope, writing - transformer, novels"]["verdict"] == "better"
     assert found["hope - titans-lmm, held out"]["verdict"] == "worse"
     assert found["hope - gated-delta-net, held out"]["verdict"] == "no difference shown"
-    assert found["hope, writing - hope, WikiText-2 beyond"]["mean"] == -1.0
+    assert found["hope, writing - hope, WikiText-2"]["mean"] == -1.0
     result = {"metrics": {"models": {"small": models}, "comparisons": {"small": found}}}
     text = language_modelling.page(result)
     assert "| titans-lmm | 0.750 ± 0.621 |" in text and text.endswith("6 CPU minutes together.")
@@ -140,7 +139,7 @@ def test_variants_are_paired_with_the_same_seeds_of_hope(tmp_path: Path) -> None
     found = ablations.differences(cells)
     assert set(found) == {"without CMS", "without DGD"}
     assert found["without CMS"]["novels"]["mean"] == 0.5 and found["without CMS"]["novels"]["verdict"] == "worse"
-    assert found["without DGD"]["held out"]["n"] == 2 and found["without DGD"]["held out"]["mean"] == 0.25
+    assert found["without DGD"]["novels"]["n"] == 2 and found["without DGD"]["novels"]["mean"] == 0.25
     metrics = {"cells": cells, "differences to Hope": found}
     text = ablations.page({"metrics": metrics})
     assert "| without DGD | +0.2500" in text and "| 13.41 |" in text and "**+0.5000" in text
