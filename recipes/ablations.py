@@ -45,7 +45,7 @@ PAPER = {  # Table 6: perplexity, at 1.3B parameters
 }
 TURNED = {"adaptive q": 12.19, "momentum": 13.58}  # perplexity of Hope without it, where our row adds it
 PARTS = {"novels": "beyond", "novels, second half": "late"}
-CONTEXTS = {"Hope": "#c05621", "without CMS": "#2b6cb0", "without DGD": "#2f855a"}  # lines of Figure 10
+CONTEXTS = {"Hope": "#c05621", "without DGD": "#2f855a", "levels without writes": "#7a7a7a", "without CMS": "#2b6cb0"}
 
 
 def label(variant: str) -> str:
@@ -100,17 +100,9 @@ def page(result: Cell) -> str:
     lines = [f"| minus Hope, bits per byte | {' | '.join(PARTS)} | n | paper, perplexity |"]
     lines += ["|---" * (3 + len(PARTS)) + "|", f"| Hope itself | {means} | {len(whole)} | {PAPER['Hope']} |"]
     for variant, parts in metrics["differences to Hope"].items():
-        row = " | ".join(shown(parts[part]) for part in PARTS)
+        row = " | ".join(language_modelling.difference(parts[part]) for part in PARTS)
         lines.append(f"| {variant} | {row} | {parts['novels']['n']} | {of_paper(variant)} |")
     return "\n".join([*lines, "", f"{cpu_minutes(metrics):.0f} CPU minutes together, Hope's own included."])
-
-
-def shown(difference: Cell) -> str:
-    """A difference, its interval if there is one, and bold where that excludes 0."""
-    if difference["low"] is None:
-        return f"{difference['mean']:+.3f}"
-    text = f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-    return f"**{text}**" if difference["verdict"] != "no difference shown" else text
 
 
 def of_paper(variant: str) -> str:
@@ -120,7 +112,7 @@ def of_paper(variant: str) -> str:
 
 
 def draw(result: Cell, path: Path) -> None:
-    """Differences with their intervals, and bits per byte by position (Figure 10)."""
+    """Differences with their intervals, and the use of context by position (Figure 10)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,16 +143,16 @@ def forest(axes: Any, found: dict[str, dict[str, Cell]]) -> None:
 
 
 def context(axes: Any, cells: dict[str, list[Cell]]) -> None:
-    """Means over seeds on the novels, by position in the window."""
-    for variant, colour in CONTEXTS.items():
-        if variant not in cells:
-            continue
-        columns = zip(*(found["novels"][way(found)]["by position"] for found in cells[variant]), strict=True)
-        line = [language.mean(column) for column in columns]
-        places = [(i + 0.5) * language.LONG / len(line) for i in range(len(line))]
-        axes.plot(places, line, color=colour, label=variant, linewidth=1.3)
+    """Differences to the variant without CMS on the same tokens, means over seeds, by position in the window."""
+    lines = {v: language_modelling.curve(cells[v], "novels", way(cells[v][0])) for v in CONTEXTS if v in cells}
+    zero = lines["without CMS"]
+    places = [(i + 0.5) * language.LONG / len(zero) for i in range(len(zero))]
+    for variant, line in lines.items():
+        gains = [a - b for a, b in zip(line, zero, strict=True)]
+        axes.plot(places, gains, color=CONTEXTS[variant], label=variant, linewidth=1.3)
     axes.axvline(language.LENGTH, color="black", linewidth=0.6)
-    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", ylabel="bits per byte", title="use of context")
+    axes.set(xlabel=f"position, tokens (line: trained to {language.LENGTH})", title="use of context")
+    axes.set(ylabel="bits per byte more than without CMS")
     axes.legend(fontsize=8)
 
 

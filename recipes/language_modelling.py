@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nestling.evals.statistics import interval, paired, verdict
+from nestling.evals.statistics import Interval, interval, paired, verdict
 from recipes import language
 from recipes.cells import Cell, cpu_minutes, write_result
 from recipes.language import SIZES, Folder, bits
@@ -61,14 +61,15 @@ def run_size(size: str, rates: dict[str, float], seeds: int, folder: Folder) -> 
     return made
 
 
-def compare(models: dict[str, list[Cell]]) -> dict[str, Cell]:
-    """Hope, frozen and writing, against each other line: paired differences, in bits per byte."""
-    made: dict[str, Cell] = {}
-    for mine in ("hope", "hope, writing"):
-        for other in [line for line in LINES if not line.startswith("hope")] + ["hope"] * (mine != "hope"):
-            for part in PARTS:
-                difference = paired(values(models, mine, part), values(models, other, part))
-                made[f"{mine} - {other}, {part}"] = vars(difference) | {"verdict": verdict(difference)}
+def compare(models: dict[str, list[Cell]]) -> dict[str, dict[str, Cell]]:
+    """Hope, frozen and writing, against each other line and itself: paired differences by part, in bits per byte."""
+    others = [line for line in LINES if not line.startswith("hope")]
+    pairs = [(mine, other) for mine in ("hope", "hope, writing") for other in others] + [("hope, writing", "hope")]
+    made: dict[str, dict[str, Cell]] = {}
+    for mine, other in pairs:
+        for part in PARTS:
+            found = paired(values(models, mine, part), values(models, other, part))
+            made.setdefault(f"{mine} - {other}", {})[part] = vars(found) | {"verdict": verdict(found)}
     return made
 
 
@@ -105,26 +106,33 @@ def settings(folder: Folder) -> Cell:
 
 
 def page(result: Cell) -> str:
-    """The result as markdown: a table of bits per byte per size, and Hope's differences."""
+    """The result as markdown: per size a table of bits per byte, and one of Hope's differences."""
     metrics, lines = result["metrics"], []
+    titles = " | ".join(PARTS)
+    rule = "|---" * (1 + len(PARTS)) + "|"
     for size, models in metrics["models"].items():
         count = models["hope"][0]["parameters"]
-        lines += [f"**{size}** ({count:,} parameters), bits per byte", "", f"| model | {' | '.join(PARTS)} |"]
-        lines += ["|---" * (1 + len(PARTS)) + "|"]
+        lines += [f"**{size}** ({count:,} parameters)", "", f"| bits per byte | {titles} |", rule]
         for line in LINES:
             lines.append(f"| {line} | {' | '.join(shown(interval(values(models, line, part))) for part in PARTS)} |")
-        lines.append("")
-        for name, found in metrics["comparisons"][size].items():
-            lines.append(
-                f"{name}: {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}] {found['verdict']}  "
-            )
+        lines += ["", f"| difference | {titles} |", rule]
+        for pair, found in metrics["comparisons"][size].items():
+            lines.append(f"| {pair} | {' | '.join(difference(found[part]) for part in PARTS)} |")
         lines.append("")
     return "\n".join([*lines, f"{cpu_minutes(metrics):.0f} CPU minutes together."])
 
 
-def shown(found: Any) -> str:
+def shown(found: Interval) -> str:
     """A mean and half of its interval."""
     return f"{found.mean:.3f}" + (f" ± {found.high - found.mean:.3f}" if found.high is not None else "")
+
+
+def difference(found: Cell) -> str:
+    """A paired difference, with its interval if there is one, and bold where that excludes 0."""
+    if found["low"] is None:
+        return f"{found['mean']:+.3f}"
+    text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return text if found["verdict"] == "no difference shown" else f"**{text}**"
 
 
 def draw(result: Cell, path: Path) -> None:
@@ -135,42 +143,49 @@ def draw(result: Cell, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     models = result["metrics"]["models"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
-    by_size(axes[0], models)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
+    by_size(axes[0], models, "WikiText-2")
     largest = list(models)[-1]
-    by_position(axes[1], models[largest], "novels", f"two unread novels, {largest}")
-    by_position(axes[2], models[largest], "test", f"WikiText-2 (test, first half), {largest}")
-    axes[2].legend(fontsize=7, loc="upper right")
+    by_position(axes[1], models[largest], "novels", f"two unread novels ({largest})")
+    by_position(axes[2], models[largest], "test", f"WikiText-2, test ({largest})")
+    axes[1].set(ylabel="bits per byte more than Transformer++, window")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
-def by_size(axes: Any, models: dict[str, dict[str, list[Cell]]]) -> None:
-    """Every seed a dot, the mean a line: held-out text inside the training length."""
-    for name, colour in COLOURS.items():
-        cells = [found[name] for found in models.values()]
-        counts = [found[0]["parameters"] for found in cells]
-        axes.plot(counts, [language.mean(c["held out"] for c in f) for f in cells], color=colour, label=name)
+def by_size(axes: Any, models: dict[str, dict[str, list[Cell]]], part: str) -> None:
+    """Every seed a dot, the mean a line."""
+    counts = [found["transformer"][0]["parameters"] for found in models.values()]
+    for line, (name, ways) in LINES.items():
+        cells = [values(found, line, part) for found in models.values()]
+        style = {"color": COLOURS[name], "linestyle": "--" if "learning" in ways else "-"}
+        axes.plot(counts, [language.mean(found) for found in cells], label=line, **style)
         for count, found in zip(counts, cells, strict=True):
-            axes.plot([count] * len(found), [c["held out"] for c in found], ".", color=colour, markersize=5)
-    axes.set(xscale="log", xlabel="parameters", ylabel="bits per byte", title="held-out text, 256 tokens")
+            axes.plot([count] * len(found), found, ".", color=COLOURS[name], markersize=5)
+    axes.set(
+        xscale="log", xlabel="parameters", ylabel="bits per byte", title=f"{part}, beyond {language.LENGTH} tokens"
+    )
     axes.set_xticks(counts, [f"{count / 1e6:.2f}M" for count in counts])
     axes.minorticks_off()
     axes.legend(fontsize=8)
 
 
 def by_position(axes: Any, models: dict[str, list[Cell]], text: str, title: str) -> None:
-    """Means over seeds, by position in the window; the training length is a vertical line."""
+    """Differences to the windowed Transformer on the same tokens, means over seeds."""
+    zero = curve(models["transformer"], text, "window")
+    places = [(i + 0.5) * language.LONG / len(zero) for i in range(len(zero))]
     styles = {"full": ":", "window": "-", "frozen": "-", "learning": "--"}
     for name, colour in COLOURS.items():
         for way in models[name][0][text]:
-            columns = zip(*(found[text][way]["by position"] for found in models[name]), strict=True)
-            line = [language.mean(column) for column in columns]
-            places = [(i + 0.5) * language.LONG / len(line) for i in range(len(line))]
-            label = name if way == "frozen" else f"{name}, {way}"
-            axes.plot(places, line, color=colour, linestyle=styles[way], label=label, linewidth=1.3)
+            line = [a - b for a, b in zip(curve(models[name], text, way), zero, strict=True)]
+            axes.plot(places, line, color=colour, linestyle=styles[way], linewidth=1.3)
     axes.axvline(language.LENGTH, color="black", linewidth=0.6)
-    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", title=title)
+    axes.set(xlabel=f"position, tokens (line: trained to {language.LENGTH}; dots: full attention)", title=title)
+
+
+def curve(cells: Sequence[Cell], text: str, way: str) -> list[float]:
+    """Bits per byte by position, means over seeds."""
+    return [language.mean(column) for column in zip(*(c[text][way]["by position"] for c in cells), strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
