@@ -138,7 +138,7 @@ def forest(axes: Any, found: dict[str, dict[str, Cell]]) -> None:
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_yticks(range(len(found)), list(found), fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="bits per byte more than Hope, 95 % interval over seeds", title="one component changed")
+    axes.set(xlabel="bits per byte − Hope, 95 % interval over seeds", title="one component changed")
     axes.legend(fontsize=8)
 
 
@@ -151,8 +151,8 @@ def context(axes: Any, cells: dict[str, list[Cell]]) -> None:
         gains = [a - b for a, b in zip(line, zero, strict=True)]
         axes.plot(places, gains, color=CONTEXTS[variant], label=variant, linewidth=1.3)
     axes.axvline(language.LENGTH, color="black", linewidth=0.6)
-    axes.set(xlabel=f"position, tokens (line: trained to {language.LENGTH})", title="use of context")
-    axes.set(ylabel="bits per byte more than without CMS")
+    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", title="use of context")
+    axes.set(ylabel="bits per byte − without CMS")
     axes.legend(fontsize=8)
 
 

@@ -144,11 +144,13 @@ def draw(result: Cell, path: Path) -> None:
 
     models = result["metrics"]["models"]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
-    by_size(axes[0], models, "WikiText-2")
+    by_size(axes[0], models, "novels")
     largest = list(models)[-1]
     by_position(axes[1], models[largest], "novels", f"two unread novels ({largest})")
     by_position(axes[2], models[largest], "test", f"WikiText-2, test ({largest})")
-    axes[1].set(ylabel="bits per byte more than Transformer++, window")
+    axes[1].set(ylabel="bits per byte − Transformer++, window")
+    axes[1].plot([], [], color=COLOURS["transformer"], linestyle=":", label="Transformer++, full attention")
+    axes[1].legend(fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -180,7 +182,7 @@ def by_position(axes: Any, models: dict[str, list[Cell]], text: str, title: str)
             line = [a - b for a, b in zip(curve(models[name], text, way), zero, strict=True)]
             axes.plot(places, line, color=colour, linestyle=styles[way], linewidth=1.3)
     axes.axvline(language.LENGTH, color="black", linewidth=0.6)
-    axes.set(xlabel=f"position, tokens (line: trained to {language.LENGTH}; dots: full attention)", title=title)
+    axes.set(xlabel=f"position, tokens (trained to {language.LENGTH})", title=title)
 
 
 def curve(cells: Sequence[Cell], text: str, way: str) -> list[float]:
