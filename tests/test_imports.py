@@ -38,7 +38,7 @@ NEEDED = {"torch", "numpy", "safetensors"}
 ONLY_TORCH = {"core", "ops", "optim", "memories"}
 WHOLE = {"hf": {"transformers"}}  # folders that exist for a package, which may load it at once
 SHARED = {"alignment", "chunks", "delta_chunks", "groups", "walk"}  # modules of ops that every op may import
-OPTIONAL = {"datasets", "lm_eval", "matplotlib", "tensorboard", "tokenizers"}  # inside functions
+OPTIONAL = {"datasets", "lm_eval", "matplotlib", "pyarrow", "tensorboard", "tokenizers"}  # inside functions
 KERNELS = {"fla", "triton"}  # in files whose names start so, which dispatch loads when it chooses them
 BLOCKED = [*sorted(OPTIONAL | KERNELS), "fastapi", "jaxtyping", "rich", "transformers", "tyro"]
 

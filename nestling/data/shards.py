@@ -21,6 +21,7 @@ from nestling.data.tokens import Tokens
 FORMAT = "nestling-shard-1"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 REMEDY = "write the folder again with write_shards"
+SOURCE = "source.json"  # what the folder is made of, where `nestling prepare` made it
 
 
 def write_shards(
@@ -36,11 +37,18 @@ def write_shards(
         raise FileExistsError(f"{folder} has shards already; choose an empty folder")
     if shard_tokens < 1:
         raise ValueError(f"shard_tokens={shard_tokens} must be at least 1")
-    cut = _cut((tokenizer.encode(document) for document in documents), shard_tokens)
-    made = [_write_shard(folder / f"shard-{i:05d}", ids, starts, tokenizer) for i, (ids, starts) in enumerate(cut)]
+    made = encode_shards(documents, tokenizer, folder, "shard", shard_tokens)
     if not made:
         raise ValueError("no tokens to write; give documents that are not empty")
     return made
+
+
+def encode_shards(
+    documents: Iterable[str], tokenizer: Tokenizer, folder: Path, stem: str, shard_tokens: int
+) -> list[Path]:
+    """Encode documents into shards STEM-00000 ...; returns the header paths."""
+    cut = _cut((tokenizer.encode(document) for document in documents), shard_tokens)
+    return [_write_shard(folder / f"{stem}-{i:05d}", ids, starts, tokenizer) for i, (ids, starts) in enumerate(cut)]
 
 
 def _cut(encoded: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, list[int]]]:
@@ -88,7 +96,8 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer, *, verify: bool = Fals
     """
     headers = sorted(Path(folder).glob("shard-*.json"))
     if not headers:
-        raise FileNotFoundError(f"no shard-*.json in {folder}; make shards with write_shards")
+        raise FileNotFoundError(f"no shard-*.json in {folder}; make shards with: nestling prepare")
+    refuse_unfinished(Path(folder))
     pieces: list[np.ndarray] = []
     starts: list[np.ndarray] = []
     combined, base = hashlib.sha256(), 0
@@ -106,6 +115,21 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer, *, verify: bool = Fals
         tokenizer=tokenizer.fingerprint,
         fingerprint=combined.hexdigest()[:16],
     )
+
+
+def marker(folder: Path, unit: int) -> Path:
+    """The file that says that a unit of a prepared folder is whole."""
+    return folder / f"done-{unit:05d}.json"
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise ValueError for a folder that `nestling prepare` has begun and not finished."""
+    if not (folder / SOURCE).is_file():
+        return
+    units = int(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["units"])
+    missing = sum(not marker(folder, unit).exists() for unit in range(units))
+    if missing:
+        raise ValueError(f"{folder} lacks {missing} of its {units} parts; call the same `nestling prepare` again")
 
 
 def _read_header(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:

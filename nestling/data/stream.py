@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.data.tokens import Tokens
+from nestling.data.tokens import Corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TokenStream:
     Of several processes each reads its own rows, `only`; all of them together read what one would.
     """
 
-    def __init__(self, tokens: Tokens, *, rows: int, length: int, seed: int = 0, only: range | None = None):
+    def __init__(self, tokens: Corpus, *, rows: int, length: int, seed: int = 0, only: range | None = None):
         """`length` = T, the input tokens per row and batch. Raises ValueError if the corpus is shorter than a row."""
         if rows < 1 or length < 1:
             raise ValueError(f"rows={rows} and length={length} must both be at least 1")
@@ -96,7 +96,7 @@ class TokenStream:
         self.position = int(saved["position"])
 
 
-def held_out_windows(tokens: Tokens, *, length: int, count: int) -> Tensor:
+def held_out_windows(tokens: Corpus, *, length: int, count: int) -> Tensor:
     """(count, length + 1) int64: windows at equal distances over the corpus, always the same ones."""
     last = len(tokens) - (length + 1)
     if last < 0:

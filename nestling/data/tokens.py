@@ -5,10 +5,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from nestling.data.tokenizer import Tokenizer
+
+
+class Corpus(Protocol):
+    """What a stream asks of token ids. They are read as a ring: after the last comes the first."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Fingerprint of the tokenizer that made the ids."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two corpora exactly if ids and borders are equal."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, start: int, length: int) -> np.ndarray:
+        """`length` ids (int64) from position `start` on, around the ring as often as needed."""
+
+    def document_starts(self, start: int, length: int) -> np.ndarray:
+        """(length,) bool: True where `take(start, length)` has the first token of a document."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,11 +71,18 @@ class DataConfig:
     """Held-out text, file or folder; empty = the last part of each document of `text`."""
     validation_fraction: float = 0.1
     """Part of each document that is held out where `validation` is empty, in (0, 1)."""
+    shuffle: int = 0
+    """Read blocks of whole documents, at least so many tokens each, in an order drawn from train.seed; 0 = do not."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Further texts or folders by name, with their weights beside the 1 of `text`; all are read in blocks."""
 
     def __post_init__(self) -> None:
         require(self.text != "", "data.text is empty", "name a bundled text, a file or a folder")
         share = self.validation_fraction
         require(0 < share < 1, f"data.validation_fraction={share} is not between 0 and 1", "use for example 0.1")
+        require(self.shuffle >= 0, f"data.shuffle={self.shuffle} is negative", "use 0 or more tokens")
+        for name, weight in self.mixture.items():
+            require(0 < weight < math.inf, f"data.mixture: {name} has weight {weight}", "use a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

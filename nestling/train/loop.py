@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
 from torch import nn
 
 from nestling.data import TokenStream
-from nestling.train.checkpoint import Parts, write_checkpoint
+from nestling.train.checkpoint import Parts, step_of, write_checkpoint
+from nestling.train.checkpoint import checkpoints as list_checkpoints
 from nestling.train.config import RunConfig
 from nestling.train.config_file import config_to_json
 from nestling.train.interrupt import StopSignals
 from nestling.train.journal import Journal
-from nestling.train.ranks import Ranks, joined
+from nestling.train.ranks import Ranks, joined, watched
 from nestling.train.run_folder import RunFolder, read_any
 from nestling.train.trainer import Trainer, due
 
@@ -46,8 +46,6 @@ class TrainResult:
 
 class Checkpoints(Protocol):
     """What writes the checkpoints of a run."""
-
-    saved: int  # the step of the newest complete one
 
     def save(self, trainer: Trainer) -> None: ...
 
@@ -92,36 +90,42 @@ def train(
     ranks, steps = joined(), config.train.steps
     trainer = Trainer(model, stream, config, ranks)
     with RunFolder(folder, identity_of(config, stream), say=say if ranks.first else silent) as run:
-        ranks.from_first(lambda: run.open(resume=resume, ranks=ranks.size))
-        load(run, trainer, checkpoint, trust)
-        checkpoints = checkpoints_of(run, trainer)
-        with StopSignals() as stop, Journal(run, config, done=trainer.step, keeps=ranks.first) as journal:
-            stopping = ""
-            while trainer.step < steps and not stopping:
-                try:
-                    record = trainer.next_step()
-                    if evaluate is not None and due(trainer.step, config.train.eval_every, steps):
-                        with trainer.layout.gathered():
-                            record["validation"] = evaluate(model)
-                    journal.append(record)
-                    stopping = agreed(stop.received, ranks)
-                    if stopping or (due(trainer.step, config.train.checkpoint_every, steps) and may_save(trainer)):
-                        journal.sync()
-                        checkpoints.save(trainer)
-                    checkpoints.settle() if not stopping else checkpoints.wait()
-                    journal.show(record)
-                    if "skipped" in record:
-                        run.say(f"step {trainer.step} left out: {trainer.guard.fault}")
-                    if trainer.guard.exhausted:
-                        go_back(run, trainer, checkpoints, journal)
-                except (OSError, FloatingPointError, RuntimeError) as error:
-                    raise told(error, trainer, how_to_resume(run, checkpoints.saved)) from error
+        with watched(ranks, lambda: how_to_resume(run)):
+            ranks.from_first(lambda: run.open(resume=resume, ranks=ranks.size))
+            load(run, trainer, checkpoint, trust)
+            checkpoints = checkpoints_of(run, trainer)
+            stopping = run_steps(trainer, run, checkpoints, evaluate)
             checkpoints.wait()
         if trainer.step < steps:
-            run.say(
-                f"stopped by {stopping} after step {trainer.step} of {steps}; {how_to_resume(run, checkpoints.saved)}"
-            )
+            run.say(f"stopped by {stopping} after step {trainer.step} of {steps}; {how_to_resume(run)}")
         return TrainResult(step=trainer.step, finished=trainer.step == steps, stopped_by=stopping)
+
+
+def run_steps(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints, evaluate: Evaluate | None) -> str:
+    """All steps that are left, or those until a signal; its name."""
+    config, ranks, stopping = trainer.config.train, trainer.ranks, ""
+    with StopSignals() as stop, Journal(run, trainer.config, done=trainer.step, keeps=ranks.first) as journal:
+        while trainer.step < config.steps and not stopping:
+            try:
+                record = trainer.next_step()
+                if evaluate is not None and due(trainer.step, config.eval_every, config.steps):
+                    with trainer.layout.gathered():
+                        record["validation"] = evaluate(trainer.model)
+                journal.append(record)
+                stopping = agreed(stop.received, ranks)
+                if stopping or (due(trainer.step, config.checkpoint_every, config.steps) and may_save(trainer)):
+                    journal.sync()
+                    checkpoints.save(trainer)
+                checkpoints.settle()
+                journal.show(record)
+                if "skipped" in record:
+                    run.say(f"step {trainer.step} left out: {trainer.guard.fault}")
+                if trainer.guard.exhausted:
+                    go_back(run, trainer, checkpoints, journal)
+            except (OSError, FloatingPointError) as error:
+                kind = OSError if isinstance(error, OSError) else FloatingPointError
+                raise kind(f"stopped in step {trainer.step}: {error}; {how_to_resume(run)}") from error
+    return stopping
 
 
 def silent(line: str) -> None:
@@ -132,12 +136,11 @@ class WholeCheckpoints:
     """Checkpoints of one process, written at once."""
 
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
-        self.run, self.config, self.saved = run, config.train, 0
+        self.run, self.config = run, config.train
 
     def save(self, trainer: Trainer) -> None:
         parts, config = trainer.parts(self.run.identity), self.config
         write_checkpoint(self.run.checkpoints, trainer.step, parts, keep=config.keep, keep_every=config.keep_every)
-        self.saved = trainer.step
 
     def settle(self) -> None:
         pass
@@ -148,16 +151,11 @@ class WholeCheckpoints:
 
 def checkpoints_of(run: RunFolder, trainer: Trainer) -> Checkpoints:
     """What writes the checkpoints: this process alone, or all ranks together."""
-    made: Checkpoints
     if trainer.ranks.size == 1:
-        made = WholeCheckpoints(run, trainer.config)
-    else:
-        from nestling.train.sharded import ShardedCheckpoints
+        return WholeCheckpoints(run, trainer.config)
+    from nestling.train.sharded import ShardedCheckpoints
 
-        kept = {"keep": trainer.config.train.keep, "keep_every": trainer.config.train.keep_every}
-        made = ShardedCheckpoints(run.checkpoints, trainer.ranks, run.identity, **kept)
-    made.saved = trainer.step
-    return made
+    return ShardedCheckpoints(run.checkpoints, trainer.ranks, run.identity, trainer.config)
 
 
 def load(run: RunFolder, trainer: Trainer, checkpoint: Path | None, trust: bool) -> bool:
@@ -211,27 +209,15 @@ def agreed(received: str, ranks: Ranks) -> str:
     return signal.Signals(int(number)).name if number else ""
 
 
-def told(error: Exception, trainer: Trainer, remedy: str) -> Exception:
-    """The error with the step and the way to go on; one that is neither ours nor the network's comes back as it is."""
-    if isinstance(error, RuntimeError):
-        if trainer.ranks.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            return error
-        return ConnectionError(
-            f"rank {trainer.ranks.rank} lost another rank in step {trainer.step + 1} "
-            f"({str(error).splitlines()[0][:120]}); {remedy}, or let torchrun do it: --max-restarts 3"
-        )
-    kind = OSError if isinstance(error, OSError) else FloatingPointError
-    return kind(f"stopped in step {trainer.step}: {error}; {remedy}")
-
-
 def identity_of(config: RunConfig, stream: TokenStream) -> dict[str, Any]:
     """What must be equal for a run to be resumed, as plain values."""
     data = {"tokens": stream.tokens.fingerprint, "count": len(stream.tokens), "tokenizer": stream.tokens.tokenizer}
     return {"config": json.loads(config_to_json(config)), "data": data}
 
 
-def how_to_resume(run: RunFolder, saved: int) -> str:
+def how_to_resume(run: RunFolder) -> str:
     """The end of every message that a run stops with."""
-    if saved == 0:
+    complete = list_checkpoints(run.checkpoints)
+    if not complete:
         return f"no checkpoint yet, so `nestling train --resume {run.path}` starts again from step 0"
-    return f"saved up to step {saved}; go on with: nestling train --resume {run.path}"
+    return f"saved up to step {step_of(complete[-1])}; go on with: nestling train --resume {run.path}"

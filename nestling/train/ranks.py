@@ -78,6 +78,21 @@ class Ranks:
         return found
 
 
+@contextmanager
+def watched(ranks: Ranks, remedy: Callable[[], str]) -> Iterator[None]:
+    """While inside, the loss of another rank is a ConnectionError that says so, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if ranks.size == 1 or not lost:
+            raise
+        raise ConnectionError(
+            f"rank {ranks.rank} lost another rank, which was killed or is stuck; {remedy()}, "
+            f"or let torchrun do it: --max-restarts 3 ({str(error).splitlines()[0][-100:]})"
+        ) from error
+
+
 def joined() -> Ranks:
     """The ranks of the process group that is there; without one, this process alone."""
     if dist.is_available() and dist.is_initialized():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nestling.data import (
+    Corpus,
     Tokenizer,
     Tokens,
     TokenStream,
@@ -19,10 +20,13 @@ from nestling.data import (
     load_documents,
     load_tokenizer,
     locate,
+    mixture,
     open_shards,
+    shuffled,
     split_documents,
     tokenize,
 )
+from nestling.data.blocks import BLOCK
 from nestling.models import LanguageModel, build
 from nestling.train.checkpoint import load_weights, newest_weights
 from nestling.train.config import DataConfig, RunConfig
@@ -38,7 +42,7 @@ class Prepared:
     """What a config stands for."""
 
     tokenizer: Tokenizer
-    training: Tokens
+    training: Corpus
     held_out: Tokens
     model: LanguageModel
     stream: TokenStream
@@ -50,7 +54,7 @@ def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
     `data` is the folder of --data.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
-    training, held_out = load_data(config.data, tokenizer, data)
+    training, held_out = load_data(config.data, tokenizer, data, seed=config.train.seed)
     seed_all(config.train.seed)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
     rows, ranks = config.train.rows, joined()
@@ -61,8 +65,10 @@ def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
     return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
 
 
-def load_data(config: DataConfig, tokenizer: Tokenizer, data: str | Path | None = None) -> tuple[Tokens, Tokens]:
-    """Training and held-out tokens of text or shards; `data` is the folder of --data."""
+def load_data(
+    config: DataConfig, tokenizer: Tokenizer, data: str | Path | None = None, *, seed: int = 0
+) -> tuple[Corpus, Tokens]:
+    """Training and held-out tokens of text or shards; `data` is the folder of --data, `seed` of the order of blocks."""
 
     def read(name: str) -> Tokens:
         if is_shards(name, data):
@@ -70,11 +76,16 @@ def load_data(config: DataConfig, tokenizer: Tokenizer, data: str | Path | None 
         return tokenize(load_documents(name, data), tokenizer)
 
     if config.validation:
-        return read(config.text), read(config.validation)
-    if is_shards(config.text, data):
+        training, held_out = read(config.text), read(config.validation)
+    elif is_shards(config.text, data):
         raise ValueError(f"data.text={config.text} is a folder of shards; name a second one as data.validation")
-    training, held_out = split_documents(load_documents(config.text, data), config.validation_fraction)
-    return tokenize(training, tokenizer), tokenize(held_out, tokenizer)
+    else:
+        parts = split_documents(load_documents(config.text, data), config.validation_fraction)
+        training, held_out = (tokenize(part, tokenizer) for part in parts)
+    if config.mixture:
+        mixed = {config.text: (training, 1.0)} | {name: (read(name), w) for name, w in config.mixture.items()}
+        return mixture(mixed, block=config.shuffle or BLOCK, seed=seed), held_out
+    return (shuffled(training, block=config.shuffle, seed=seed) if config.shuffle else training), held_out
 
 
 def is_shards(name: str, data: str | Path | None) -> bool:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from nestling.core.state import Tree, flatten, select_rows, stack_rows, unflatten
 from nestling.models.state import State
 from nestling.train.checkpoint import DamagedCheckpoint, Parts, load_weights, retire
+from nestling.train.config import RunConfig
 from nestling.train.files import sync_folder, write_file
 from nestling.train.optimizer import with_tuples
 from nestling.train.random_state import random_state
@@ -40,17 +42,14 @@ class ShardedCheckpoints:
     """Writes the checkpoints of a run in the background, one at a time. Every rank calls every method.
 
     Args:
-        folder: where they lie. identity: what the run is. keep, keep_every: see `TrainConfig`.
-    Attributes:
-        saved: the step of the newest one that is complete.
+        folder: where they lie. identity: what the run is. config: how many are kept, how long ranks wait.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, identity: dict[str, Any], *, keep: int, keep_every: int) -> None:
-        self.folder, self.ranks, self.identity = folder, ranks, identity
-        self.keep, self.keep_every = keep, keep_every
-        self.group = dist.new_group(backend="gloo")  # its own, since another thread talks in it
+    def __init__(self, folder: Path, ranks: Ranks, identity: dict[str, Any], config: RunConfig) -> None:
+        self.folder, self.ranks, self.identity, self.kept = folder, ranks, identity, config.train
+        limit = timedelta(seconds=config.parallel.timeout)
+        self.group = dist.new_group(backend="gloo", timeout=limit)  # its own, since another thread talks in it
         self.pending: tuple[Future[Any], int, dict[str, Any]] | None = None
-        self.saved = 0
 
     def save(self, trainer: Trainer) -> None:
         """Begin a checkpoint of this moment; what changes later does not reach it."""
@@ -90,7 +89,6 @@ class ShardedCheckpoints:
             raise OSError(f"the checkpoint of step {step} could not be written: {_first_line(error)}") from error
         if self.ranks.first:
             self._publish(step, trees)
-        self.saved = step
 
     def _publish(self, step: int, trees: dict[str, Any]) -> None:
         writing, final = self._writing(step), self.folder / f"step-{step:08d}"
@@ -102,7 +100,7 @@ class ShardedCheckpoints:
         sync_folder(writing)
         os.rename(writing, final)
         sync_folder(self.folder)
-        retire(self.folder, keep=self.keep, keep_every=self.keep_every)
+        retire(self.folder, keep=self.kept.keep, keep_every=self.kept.keep_every)
 
     def _writing(self, step: int) -> Path:
         return self.folder / f".writing-{step:08d}"

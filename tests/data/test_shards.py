@@ -51,7 +51,7 @@ def test_shards_are_memory_mapped(tmp_path):
 
 
 def test_damage_and_other_tokenizers_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="make shards with write_shards"):
+    with pytest.raises(FileNotFoundError, match="make shards with: nestling prepare"):
         open_shards(tmp_path, ByteTokenizer())
     write_shards(DOCUMENTS, ByteTokenizer(), tmp_path, shard_tokens=20)
     with pytest.raises(FileExistsError, match="has shards already"):

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def write_texts(folder: Path) -> None:
         (folder / "texts" / f"{i:02d}.txt").write_text(f"{i} times {i} is {i * i}. " * (4 + i % 5))
 
 
-def fork(size: int, folder: Path, work: Callable[[int], None]) -> list[int]:
-    """`work(rank)` in `size` processes that form a group; their process numbers."""
+def fork(size: int, folder: Path, work: Callable[[int], None], patience: float = 300.0) -> list[int]:
+    """`work(rank)` in `size` processes that form a group; their numbers. At the end they wait for each other."""
     meeting = folder / f"meeting-{time.monotonic_ns()}"
     children = []
     for rank in range(size):
@@ -63,7 +64,9 @@ def fork(size: int, folder: Path, work: Callable[[int], None]) -> list[int]:
         code = 1
         try:
             store = dist.FileStore(str(meeting), size)
-            dist.init_process_group("gloo", rank=rank, world_size=size, store=store)
+            store.set_timeout(timedelta(seconds=patience))
+            limit = timedelta(seconds=patience)
+            dist.init_process_group("gloo", rank=rank, world_size=size, store=store, timeout=limit)
             work(rank)
             store.set(f"done {rank}", "")
             store.wait([f"done {other}" for other in range(size)])
@@ -126,14 +129,14 @@ def trainer_of(data: Path, **parallel: Any) -> Trainer:
 def write_in_background(rank: int, folder: Path, data: Path) -> None:
     """Two ranks: five steps, a checkpoint, and five more while it is written; what they held is put down."""
     trainer = trainer_of(data)
-    writer = ShardedCheckpoints(folder, trainer.ranks, {}, keep=1, keep_every=0)
+    writer = ShardedCheckpoints(folder, trainer.ranks, {}, trainer.config)
     for step in range(1, STEPS + 1):
         trainer.next_step()
         if step == 5:
             torch.save(bits(trainer), folder / f"held-2-{rank}.pt")
             writer.save(trainer)
     writer.wait()
-    assert writer.saved == 5
+    assert rank or [path.name for path in folder.glob("step-*")] == ["step-00000005"]
     torch.save(bits(trainer), folder / f"last-2-{rank}.pt")
 
 
