@@ -187,13 +187,15 @@ class ParallelConfig:
     """Ranks that share one copy of weights and optimizer state; fewer than all = hybrid sharding, 0 = all ranks."""
     accumulate: int = 1
     """Parts of its rows that a rank reads one after the other in each step."""
+    sequence: int = 1
+    """Ranks that share the same rows: each reads a stretch of the tokens of a step, the state goes from one to next."""
     recompute: bool = False
     """Keep no activations inside blocks; the backward pass computes them again."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
-        for name, least in (("ranks", 0), ("shard", 0), ("accumulate", 1)):
+        for name, least in (("ranks", 0), ("shard", 0), ("accumulate", 1), ("sequence", 1)):
             require(
                 getattr(self, name) >= least,
                 f"parallel.{name}={getattr(self, name)} is below {least}",
@@ -241,10 +243,11 @@ class RunConfig:
 
     def rows_per_part(self, ranks: int) -> int:
         """Rows that a rank reads at once. Raises ValueError if the rows do not divide."""
-        parts = ranks * self.parallel.accumulate
+        groups = max(1, ranks // self.parallel.sequence)
+        parts = groups * self.parallel.accumulate
         require(
             self.train.rows % parts == 0,
-            f"train.rows={self.train.rows} do not divide into {ranks} ranks times "
+            f"train.rows={self.train.rows} do not divide into {groups} ranks times "
             f"parallel.accumulate={self.parallel.accumulate}",
             f"use a multiple of {parts}",
         )

@@ -26,19 +26,40 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process among those of the run. `sequence` neighbours share the same rows, a stretch of tokens each."""
 
     rank: int = 0
     size: int = 1
+    sequence: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this rank writes the files of the run."""
         return self.rank == 0
 
-    def share(self, rows: int) -> range:
-        """The rows of this rank, of `rows` in all."""
-        return range(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+    @property
+    def column(self) -> int:
+        """Which stretch of its rows this rank reads."""
+        return self.rank % self.sequence
+
+    @property
+    def after(self) -> int:
+        """The rank that reads the stretch behind, or after the last one the first."""
+        return self.rank - self.column + (self.column + 1) % self.sequence
+
+    @property
+    def before(self) -> int:
+        """The rank that reads the stretch before."""
+        return self.rank - self.column + (self.column - 1) % self.sequence
+
+    def rows(self, count: int) -> range:
+        """The rows of this rank, of `count` in all."""
+        group, groups = self.rank // self.sequence, self.size // self.sequence
+        return range(group * count // groups, (group + 1) * count // groups)
+
+    def share(self, count: int) -> range:
+        """The part of this rank, of `count` things that ranks divide among them all."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """The sum over ranks of each number, in float64."""
@@ -93,11 +114,16 @@ def watched(ranks: Ranks, remedy: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def joined() -> Ranks:
-    """The ranks of the process group that is there; without one, this process alone."""
-    if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_rank(), dist.get_world_size())
-    return Ranks()
+def joined(sequence: int = 1) -> Ranks:
+    """The ranks of the process group that is there; without one, this process alone.
+
+    Raises ValueError unless `sequence` divides their number.
+    """
+    there = dist.is_available() and dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+    if size % sequence:
+        raise ValueError(f"parallel.sequence={sequence} does not divide the {size} ranks; use a divisor")
+    return Ranks(rank, size, sequence)
 
 
 @contextmanager
@@ -112,7 +138,7 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
-    ranks = joined()
+    ranks = joined(config.sequence)
     if config.ranks not in (0, ranks.size):
         raise ValueError(
             f"parallel.ranks={config.ranks}, but {ranks.size} processes are running; "

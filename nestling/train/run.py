@@ -57,11 +57,9 @@ def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
     training, held_out = load_data(config.data, tokenizer, data, seed=config.train.seed)
     seed_all(config.train.seed)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
-    rows, ranks = config.train.rows, joined()
+    rows, ranks = config.train.rows, joined(config.parallel.sequence)
     config.rows_per_part(ranks.size)
-    stream = TokenStream(
-        training, rows=rows, length=config.train.length, seed=config.train.seed, only=ranks.share(rows)
-    )
+    stream = TokenStream(training, rows=rows, length=config.train.length, seed=config.train.seed, only=ranks.rows(rows))
     return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
 
 

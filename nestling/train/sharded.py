@@ -54,11 +54,13 @@ class ShardedCheckpoints:
     def save(self, trainer: Trainer) -> None:
         """Begin a checkpoint of this moment; what changes later does not reach it."""
         self.wait()
-        step, rows = trainer.step, list(trainer.stream.only)
+        step, first, stop = trainer.step, trainer.stream.only[0], trainer.stream.only[-1] + 1
         shared, skeleton = flatten(_shared(trainer))
-        state, of_state = flatten(None if trainer.state is None else trainer.state.tree)
+        holds = trainer.state if trainer.ranks.column == 0 else None
+        state, of_state = flatten(None if holds is None else holds.tree)
         random, of_random = flatten(random_state())
-        own = {"rows": [rows[0], rows[-1] + 1], "state": of_state, "random": of_random}
+        rows = [first, first if trainer.ranks.column else stop]  # what neighbours share, the first of them holds
+        own = {"rows": rows, "state": of_state, "random": of_random}
         trees = {
             "shared": skeleton,
             "ranks": self.ranks.everyone(own),
@@ -66,7 +68,7 @@ class ShardedCheckpoints:
             "identity": self.identity,
         }
         named = {f"shared.{name}": x for name, x in shared.items()}
-        named |= {f"rows.{rows[0]}.{name}": x for name, x in state.items()}
+        named |= {f"rows.{first}.{name}": x for name, x in state.items()}
         named |= {f"random.{self.ranks.rank}.{name}": x for name, x in random.items()}
         writer = dcp.FileSystemWriter(self._writing(step))
         begun = dcp.async_save(named, storage_writer=writer, process_group=self.group)
@@ -170,6 +172,7 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 def _rows(mine: range, blocks: list[dict[str, Any]], held: dict[str, Tensor], trainer: Trainer) -> State | None:
     """The state of the rows `mine`, out of the blocks that hold them."""
     trees, counts = [], []
+    assert blocks, f"no state of rows {mine}"
     for block in blocks:
         first, stop = block["rows"]
         tree = unflatten(_below(f"rows.{first}.", held), block["state"])

@@ -20,6 +20,7 @@ from nestling.train.metrics import peak_memory, write_counts, write_norms
 from nestling.train.optimizer import learning_rate, load_optimizer_tree, make_optimizer, optimizer_tree, set_rate
 from nestling.train.random_state import random_state, set_random_state
 from nestling.train.ranks import Ranks, local_device
+from nestling.train.sequence import Relay, check_sequence
 from nestling.train.settled import settled
 
 
@@ -32,12 +33,15 @@ class Trainer:
     def __init__(self, model: nn.Module, stream: TokenStream, config: RunConfig, ranks: Ranks | None = None) -> None:
         self.ranks = Ranks() if ranks is None else ranks
         config.rows_per_part(self.ranks.size)
+        if self.ranks.sequence > 1:
+            check_sequence(model.config, config.train.length, self.ranks.sequence)  # type: ignore[arg-type]
         self.device = usable_device(config.train)
         self.model: Any = model.to(self.device).train()
         self.stream, self.config = stream, config
         if config.parallel.recompute:
             recompute_blocks(self.model)
         self.layout = layout_of(self.model, config.parallel, self.ranks, self.device)
+        self.relay = Relay(self.model, self.ranks, self.device)
         self.optimizer = make_optimizer(model, config.optim)
         self.guard = Guard(config.guard)
         self.state: State | None = None
@@ -90,19 +94,22 @@ class Trainer:
 
     def backward(self, batch: Batch, before: State | None) -> tuple[float, float]:
         """Backward passes and clipping; the loss of all ranks in nats per token, and the norm before clipping."""
-        parts = parts_of(batch, before, self.config.parallel.accumulate)
+        parts = parts_of(self.relay.mine(batch), before, self.config.parallel.accumulate)
         counts = [int((part.targets >= 0).sum()) for part, _ in parts]
         total = self.ranks.sums([sum(counts)])[0]
         value, after = 0.0, list[State]()
         with self.layout.gathered():
             for (part, state), count in zip(parts, counts, strict=True):
+                state = self.relay.take(state)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
                     loss, new = self.model.loss(part.inputs, part.targets, state=state, new_document=part.borders)
-                self.layout.reduce_next(len(after) == len(parts) - 1)
+                after.append(State(settled(new.tree), self.model))
+                self.relay.give(after[-1])
+                self.layout.reduce_next(len(after) == len(parts))
                 (loss * (count * self.ranks.size / total)).backward()  # FSDP2 takes the mean over ranks
                 self.layout.reduce_next(False)
                 value += float(loss.detach()) * (count / total)
-                after.append(State(settled(new.tree), self.model))
+        after = self.relay.end(after)
         norm = self.layout.clip(self.config.optim.clip_norm)
         self.state = after[0] if len(after) == 1 else State.stack(after)
         return self.ranks.sums([value])[0], norm
@@ -121,8 +128,9 @@ class Trainer:
         if self.state is None:
             return {"writes": [], "write_norms": {}}
         counts, norms = write_counts(before, self.state), write_norms(self.state)
-        sums = self.ranks.sums([*counts, *norms.values()])
-        means = [value / self.ranks.size for value in sums[len(counts) :]]
+        speaks = self.ranks.column == 0  # for the whole of its rows
+        sums = self.ranks.sums([value * speaks for value in (*counts, *norms.values())])
+        means = [value * self.ranks.sequence / self.ranks.size for value in sums[len(counts) :]]
         return {
             "writes": [int(count) for count in sums[: len(counts)]],
             "write_norms": dict(zip(norms, means, strict=True)),
@@ -153,7 +161,7 @@ class Trainer:
         load_optimizer_tree(self.optimizer, parts["optimizer"])
         state = None if parts["state"] is None else State(parts["state"], self.model)
         if state is not None and self.ranks.size > 1:
-            state = state.select(list(self.ranks.share(state.rows)))
+            state = state.select(list(self.ranks.rows(state.rows)))
         self.go_on(state, parts["random"], parts["progress"])
 
     def go_on(self, state: State | None, random: dict[str, Any], progress: dict[str, Any]) -> None:

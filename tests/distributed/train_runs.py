@@ -45,6 +45,12 @@ def config_of(matrices: str = "adamw", **parallel: Any) -> RunConfig:
     return replace(made, optim=optim, parallel=replace(made.parallel, **parallel))
 
 
+def stretched() -> RunConfig:
+    """The same with steps of twice the length: two stretches of whole segments."""
+    made = config_of()
+    return replace(made, train=replace(made.train, length=64, stream_length=256))
+
+
 def write_texts(folder: Path) -> None:
     """Documents shorter than a step, so that ranks cut their rows at different places."""
     (folder / "texts").mkdir()
@@ -200,6 +206,7 @@ def main() -> None:
         "adamw": (config_of(), 4, {"shard": 2}),
         "muon": (config_of("muon"), 2, {"accumulate": 2, "recompute": True}),
         "m3": (config_of("m3"), 4, {}),
+        "sequence": (stretched(), 4, {"sequence": 2, "accumulate": 2}),
     }
     for name, (config, size, parallel) in cases.items():
         quiet_run(config, folder / f"{name}-1", folder)
