@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"core", "memories"},
     "train": {"core", "data", "models", "optim", "version"},
     "evals": {"core", "data", "models", "version"},
-    "bench": {"core", "memories", "models", "ops", "optim", "testing"},
+    "bench": {"core", "data", "memories", "models", "ops", "optim", "testing", "train"},
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
     "sessions": {"core", "memories", "models"},
     "hf": {"core", "memories", "models", "version"},

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "make levels of the MLPs of a pretrained model of transformers",
     "eval": "score a trained model: perplexity, needles, BABILong, formal languages, MAD, MQAR",
     "prepare": "make token shards of text, JSONL, Parquet or a data set of the hub",
+    "plan": "predict memory, speed, days and cost of a run on many GPUs",
     "levels": "show the boxes of a model and an optimizer: memory, objective, rule, period",
     "bench": "measure ops, layers and models on this machine, side by side with their baselines",
     "doctor": "check this installation",

@@ -1,0 +1,190 @@
+"""Plan: what a run will need per GPU, and how long it will take.
+
+Without a measurement the plan is counted: bytes of what is kept, FLOPs of cost.py at an assumed share of a GPU's peak.
+With one (`measure`) it is read off four steps of the same model on the device at hand, with one and two blocks, one
+and two rows: bytes and seconds of a step are straight lines in both.
+
+    weights      whole while a step lasts, and this rank's part of them
+    gradients    whole until they are reduced, and this rank's part
+    optimizer    this rank's part
+    fast weights of this rank's rows: contexts, what levels have written, what they wait to write
+    working      activations of the rows that are read at once, and what the backward pass holds for a moment
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from nestling.bench import cost
+from nestling.bench.measure import peak_bytes
+from nestling.core.state import nbytes
+from nestling.data import Tokens, TokenStream
+from nestling.models import LanguageModel, ModelConfig, from_config
+from nestling.train.config import RunConfig
+from nestling.train.trainer import Trainer
+
+FLOAT = 4  # bytes of a weight, a gradient and a moment; a run in bf16 keeps these in float32
+MOMENTS = {"adamw": 2, "muon": 1, "m3": 4}  # tensors kept for a hidden matrix
+ASSUMED = 0.25  # of a GPU's peak, where nothing was measured
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU: dense bf16 FLOP/s, bytes of memory, bytes/s to its neighbours, dollars per hour."""
+
+    flops: float
+    memory: float
+    link: float
+    dollars: float
+
+
+GPUS = {
+    "a100": Gpu(312e12, 80e9, 300e9, 1.8),
+    "h100": Gpu(989e12, 80e9, 450e9, 2.8),
+    "h200": Gpu(989e12, 141e9, 450e9, 3.5),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes and seconds as f(blocks, rows) = a + b blocks + c rows + d blocks rows, from four measurements each."""
+
+    state: tuple[float, float, float, float]
+    working: tuple[float, float, float, float]
+    seconds: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes per GPU by what they are for, seconds of a step, and what follows."""
+
+    parameters: int
+    memory: dict[str, float]
+    seconds: float
+    tokens: float  # of a step, all GPUs together
+    steps: int
+    gpus: int
+    measured: bool
+
+    @property
+    def bytes(self) -> float:
+        """Per GPU, all together."""
+        return sum(self.memory.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def days(self) -> float:
+        return self.steps * self.seconds / 86400
+
+    def dollars(self, per_hour: float) -> float:
+        """At a price per GPU and hour."""
+        return self.days * 24 * self.gpus * per_hour
+
+
+def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: Measured | None = None) -> Plan:
+    """The plan of a run on `gpus` ranks of a kind; `measured` on the same kind of device."""
+    with torch.device("meta"):
+        built = from_config(model)
+    parameters = built.num_parameters()
+    groups, parallel = max(1, gpus // config.parallel.sequence), config.parallel
+    rows, at_once = config.train.rows / groups, config.rows_per_part(gpus)
+    shard = parallel.shard or gpus
+    whole, part = FLOAT * parameters, FLOAT * parameters / shard * (gpus > 1)
+    memory = {
+        "weights": whole + part,
+        "gradients": part,  # whole ones are among what is measured as working
+        "optimizer": optimizer_bytes(built, config.optim.matrices) / shard,
+        "fast weights": at(measured.state, model.depth, rows) if measured else rows * state_bytes(model),
+        "working": at(measured.working, model.depth, at_once) if measured else working_bytes(built, config, at_once),
+    }
+    length = config.train.length / parallel.sequence
+    if measured:
+        compute = parallel.accumulate * at(measured.seconds, model.depth, at_once) / parallel.sequence
+    else:
+        once = cost.training(model, config.train.length / 2).flops * (4 / 3 if parallel.recompute else 1)
+        compute = rows * length * once / (ASSUMED * gpu.flops)
+    exchange = 2 * whole / gpu.link * (gpus > 1)  # weights gathered, gradients reduced
+    tokens = config.train.rows * config.train.length
+    return Plan(parameters, memory, compute + exchange, tokens, config.train.steps, gpus, measured is not None)
+
+
+def optimizer_bytes(model: LanguageModel, matrices: str) -> float:
+    """What the optimizer keeps: two moments, for hidden matrices what theirs keeps."""
+    outside = (model.embedding.weight.numel(), model.head.weight.numel())
+    hidden = sum(p.numel() for p in model.parameters() if p.dim() == 2) - sum(outside)
+    return FLOAT * (2 * (model.num_parameters() - hidden) + MOMENTS[matrices] * hidden)
+
+
+def state_bytes(model: ModelConfig) -> float:
+    """The bound of a row's state that `levels()` prints, block by block; what has no bound is left out."""
+    one = from_config(replace(model, depth=1, vocab_size=2))
+    return model.depth * sum(level.state_bytes or 0 for level in one.levels())
+
+
+def working_bytes(model: LanguageModel, config: RunConfig, rows: float) -> float:
+    """Whole gradients twice, and a rough count of activations: of a segment, or of all tokens where nothing writes."""
+    c: ModelConfig = model.config
+    finite = [period for period in c.periods if math.isfinite(period)]
+    tokens = rows * min([config.train.length / config.parallel.sequence, *finite])
+    number = 2 if config.train.bf16 else FLOAT
+    inside = 16 * c.dim + 4 * c.width
+    blocks = (c.depth * c.dim + inside) if config.parallel.recompute else c.depth * (c.dim + inside)
+    logits = min(tokens * c.vocab_size, 2**24) * 3 * FLOAT
+    fast = rows * (c.depth * 3 * c.dim * c.width * len(finite) / len(c.periods)) * 2 * FLOAT
+    return 2 * FLOAT * model.num_parameters() + tokens * number * blocks + logits + fast
+
+
+def measure(config: RunConfig, model: ModelConfig, *, device: str = "cpu") -> Measured:
+    """Four trainings of a few steps, with one and two blocks and rows."""
+    found = {(d, r): _measured(config, replace(model, depth=d), r, device) for d in (1, 2) for r in (1, 2)}
+    lines = [_line({point: values[i] for point, values in found.items()}) for i in range(3)]
+    return Measured(*lines)
+
+
+def _measured(config: RunConfig, model: ModelConfig, rows: int, device: str) -> tuple[float, float, float]:
+    """Bytes of the state, working bytes and seconds of a step, once every level has written."""
+    trainer = trainer_of(config, model, rows, device)
+    finite = [period for period in model.periods if math.isfinite(period)]
+    for _ in range(1 + math.ceil(2 * max(finite, default=0) / config.train.length)):
+        trainer.next_step()
+    working = peak_bytes(trainer.next_step, device)
+    began = time.perf_counter() if device != "cpu" else time.process_time()
+    trainer.next_step()
+    seconds = (time.perf_counter() if device != "cpu" else time.process_time()) - began
+    assert trainer.state is not None
+    return nbytes(trainer.state.tree), working, seconds
+
+
+def trainer_of(config: RunConfig, model: ModelConfig, rows: int, device: str) -> Trainer:
+    """A trainer of random tokens, whose streams do not end."""
+    length = config.train.length
+    forever = replace(
+        config.train, rows=rows, stream_length=length << 20, calibrate_every=0, steps=1 << 30,
+        eval_every=0, checkpoint_every=0, device=device,
+    )  # fmt: skip
+    alone = replace(config.parallel, ranks=0, shard=0, accumulate=1, sequence=1)
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, size=8 * length + 1)
+    tokens = Tokens(pieces=[ids], starts=np.zeros(1, dtype=np.int64), tokenizer="random", fingerprint="random")
+    stream = TokenStream(tokens, rows=rows, length=length)
+    return Trainer(from_config(model), stream, replace(config, train=forever, parallel=alone))
+
+
+def _line(values: dict[tuple[int, int], float]) -> tuple[float, float, float, float]:
+    """The a, b, c, d of f(blocks, rows) through its values at one and two of each."""
+    one, deep, wide, both = values[1, 1], values[2, 1], values[1, 2], values[2, 2]
+    d = both - deep - wide + one
+    return one - (deep - one - d) - (wide - one - d) - d, deep - one - d, wide - one - d, d
+
+
+def at(line: tuple[float, float, float, float], blocks: float, rows: float) -> float:
+    """The value of such a line."""
+    a, b, c, d = line
+    return a + b * blocks + c * rows + d * blocks * rows
