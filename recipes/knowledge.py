@@ -203,7 +203,10 @@ def draw(result: Cell, path: Path) -> None:
         for colour, (label, (what, condition)) in enumerate(lines.items()):
             values = [rows[0][what]["nothing"], *(row[what][condition] for row in rows)]
             places = [0, *(row["times"] for row in rows)]
-            panel.plot(places, [mean(v) for v in values], f"C{colour}.-", label=label)
+            style = ":" if what == "swapped" else "-"
+            panel.plot(
+                places, [mean(v) for v in values], f"C{colour}.{style}", label=label, zorder=3 + (what == "swapped")
+            )
             panel.fill_between(
                 places, [min(v) for v in values], [max(v) for v in values], color=f"C{colour}", alpha=0.2
             )
@@ -211,8 +214,8 @@ def draw(result: Cell, path: Path) -> None:
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("times the passage was read", fontsize=9)
     axes[0, 0].set_ylabel("bits per byte of the answer", fontsize=9)
-    axes[0, -1].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncol=4)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(path, dpi=110)
 
 
