@@ -45,7 +45,7 @@ def reader(name: str, seed: int) -> tuple[ReadingModel, Tokenizer, int | None]:
         from nestling.hf.llama2c import read_model, read_tokenizer
 
         plain = read_model(pretrained.DATA / "stories260K.bin.xz")
-        model = convert_to_cms(plain, pretrained.THREE, calibrate=False).reader
+        model = convert_to_cms(plain, pretrained.THREE, rates=0.001, calibrate=False).reader  # reads, never writes
         return model, read_tokenizer(pretrained.DATA / "tok512.bin.xz"), CONTEXT
     return reading.trained(name, STEPS[name], limits.LR, seed, it_learns.DEPTH)[0], ByteTokenizer(), None
 
