@@ -25,6 +25,7 @@ EPILOG = """\
   nestling eval babilong emma --model runs/train-1 --data DIR --tasks qa1 --lengths 0 4096
   nestling eval formal-languages --model runs/mine --lengths 1-40 41-160
   nestling eval common-sense --model runs/train-1 --data DIR --tasks nestling_piqa nestling_lambada --limit 100
+  nestling eval in-context-recall --model runs/train-1 --data DIR --tasks records --lengths 128-256
   nestling eval knowledge --model runs/train-1 --data DIR --period 256 --erase 0.5 --rate 0.056
 
 perplexity: the text is cut into windows, each read from a fresh state. With --state, the windows are scored without and

@@ -1,4 +1,4 @@
-"""`nestling eval SUITE` for the suites that ask about texts in data files: common-sense, knowledge."""
+"""`nestling eval SUITE` for common-sense, in-context-recall, knowledge: suites that ask about texts in data files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nestling.cli import trained
+from nestling.cli import eval_tasks, trained
 from nestling.cli.parser import Parser, positive
 
 if TYPE_CHECKING:
@@ -33,6 +33,36 @@ def run(parser: Parser, arguments: list[str]) -> int:
 
         print("\n".join([table(rows), *report.get("notes", [])]))
     return 0
+
+
+def recall_options(parser: Parser) -> None:
+    """Which documents `in-context-recall` shows, and how many."""
+    parser.add_argument("--tasks", nargs="+", choices=("records", "cloze"), default=["records", "cloze"])
+    parser.add_argument("--lengths", type=eval_tasks.span, default=(128, 256), metavar="LOW-HIGH", help="in tokens")
+    parser.add_argument("--examples", type=positive, default=64, help="of each task (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples (default: 0)")
+    parser.add_argument("--learn", action="store_true", help="let the levels learn inside each example")
+
+
+def recall(args: Namespace) -> tuple[Sequence[Row], Report]:
+    """Documents of which parts must be said again, with the document and without; of the titles kept for tests."""
+    from nestling.data import locate, read_passages
+    from nestling.data.questions import SQUAD
+    from nestling.evals import needle_score
+    from nestling.evals.in_context_recall import DBPEDIA, cloze, part, read_entries, records
+
+    model, tokenizer = trained.load_model(args.model, args.device)
+    made = {
+        "records": lambda: records(part(read_entries(locate(DBPEDIA, args.data)), "test"), tokenizer),
+        "cloze": lambda: cloze(part(read_passages(locate(SQUAD, args.data)), "test"), tokenizer),
+    }
+    about = {"seed": args.seed, "learn": args.learn, "device": args.device}
+    scores = [
+        needle_score(model, asked, args.examples, args.lengths, **about)
+        for task in (made[name]() for name in args.tasks)
+        for asked in (task, task.without_document())
+    ]
+    return scores, {"scores": [score.to_dict() for score in scores]}
 
 
 def knowledge_options(parser: Parser) -> None:
@@ -95,5 +125,6 @@ def common_sense(args: Namespace) -> tuple[Sequence[Row], Report]:
 
 SUITES: dict[str, tuple[Callable[[Parser], None], Callable[[Namespace], tuple[Sequence[Row], Report]]]] = {
     "common-sense": (common_sense_options, common_sense),
+    "in-context-recall": (recall_options, recall),
     "knowledge": (knowledge_options, knowledge),
 }

@@ -9,6 +9,7 @@ continual(scores)                           # continual.py: average, forgetting,
 score(model, language, n, lengths, seed=0)  # suite.py: right answers on examples made by seed
 knowledge(model, tokenizer, passages)       # knowledge.py: a passage is read, its context cleared, then it is asked
 LANGUAGES, MAD, MQAR(pairs=8)               # the tasks; NEEDLES and needle_score: needles.py
+needle_score(model, records(entries, tokenizer), n, lengths, seed=0)   # in_context_recall.py: SWDE, FDA, SQuAD style
 common_sense(as_lm(model, tokenizer))       # common_sense.py, lm_harness.py: HellaSwag, PIQA, ... through lm-eval
 read_stories, BABILongTask, babilong_score  # babilong.py: facts of bAbI in a book
 paired(a, b)                                # statistics.py: 95 % t-interval of differences over seeds

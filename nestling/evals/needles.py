@@ -33,7 +33,7 @@ from torch import Tensor
 from nestling.data import Tokenizer
 from nestling.evals.haystack import scattered
 from nestling.evals.protocol import Reads, token_losses
-from nestling.evals.suite import NOTHING, Examples, Score
+from nestling.evals.suite import NOTHING, Examples, Score, Task
 
 REPEATED = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _ADJECTIVES = (
@@ -184,7 +184,7 @@ class NeedleScore(Score):
 @torch.no_grad()
 def needle_score(
     model: Reads,
-    task: NeedleTask,
+    task: Task,
     count: int,
     lengths: tuple[int, int],
     *,

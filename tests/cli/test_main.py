@@ -327,6 +327,19 @@ def test_eval_knowledge(trained: Path, here: Path, capsys) -> None:
     assert "evals/squad_dev.jsonl.xz" in missing and "--data DIR or the environment variable NESTLING_DATA" in missing
 
 
+def test_eval_in_context_recall(trained: Path, here: Path, capsys) -> None:
+    (here / "data" / "cl").mkdir(parents=True)
+    with lzma.open(here / "data" / "cl" / "dbpedia14_10.jsonl.xz", "wt", encoding="utf-8") as file:
+        for i in range(60):
+            print(json.dumps({"title": f"Lake {i}", "label": "Lake", "text": f"It is a lake number {i}."}), file=file)
+    line = ["eval", "in-context-recall", "--model", trained, "--data", here / "data", "--tasks", "records"]
+    report = json.loads(passing(capsys, *line, "--lengths", "120-200", "--examples", 3, "--json"))
+    assert [s["task"] for s in report["scores"]] == ["records", "records, no document"]
+    assert report["scores"][0]["values"] == report["scores"][1]["values"] >= 6
+    assert "| records | 120-200 |" in passing(capsys, *line, "--lengths", "120-200", "--examples", 3)
+    assert "evals/squad_dev.jsonl.xz" in failing(capsys, 1, *line[:-1], "cloze")
+
+
 def test_eval_common_sense(trained: Path, here: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     line = ["eval", "common-sense", "--model", trained, "--data", here]
