@@ -138,7 +138,7 @@ def page(result: Cell) -> str:
 
 
 def draw(result: Cell, path: Path) -> None:
-    """Accuracy against pairs, and of eight pairs against tokens: the mean over seeds, and all of them as a band."""
+    """Accuracy against pairs, and of eight pairs against tokens: means over seeds, and each seed as a thin line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,13 +149,11 @@ def draw(result: Cell, path: Path) -> None:
     for panel, (points, axis, label, trained) in zip(axes, panels, strict=True):
         for i, (name, cells) in enumerate(result["metrics"]["cells"].items()):
             seeds = [[100 * one["read"][f"{p}/{t}"] for p, t in points] for one in cells]
-            by_point = list(zip(*seeds, strict=True))
-            where = [point[axis] for point in points]
-            style = {"color": f"C{i}", "linewidth": 2.4 if name == "hope" else 1.2}
-            panel.plot(where, [sum(v) / len(v) for v in by_point], marker=".", label=name, **style)
-            panel.fill_between(
-                where, [min(v) for v in by_point], [max(v) for v in by_point], color=f"C{i}", alpha=0.12, linewidth=0
-            )
+            where, means = [point[axis] for point in points], [sum(v) / len(v) for v in zip(*seeds, strict=True)]
+            width = 2.4 if name == "hope" else 1.4
+            panel.plot(where, means, color=f"C{i}", linewidth=width, marker=".", label=name)
+            for one in seeds:
+                panel.plot(where, one, color=f"C{i}", linewidth=0.7, alpha=0.4)
         panel.axvline(trained, color="grey", linestyle=":", linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_xticks([point[axis] for point in points], [str(point[axis]) for point in points])
