@@ -21,11 +21,11 @@ from recipes.formal_languages import (
     found_ahead,
     loss_on,
     make,
-    page,
     parameters,
     read_adding,
     solved,
 )
+from recipes.formal_languages_page import page
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -124,9 +124,13 @@ def test_the_page_shows_every_seed_and_one_number_where_they_agree() -> None:
     cells = {
         "parity": [{"read": read(1, 1, 1, 1), "cpu_seconds": 90}, {"read": read(1, 0.25, 0, 1), "cpu_seconds": 30}]
     }
+    other = {"parity": [{"read": {"any": [[share, 1.0]] * 4}} for share in (0.5, 0.0)]}
     confirmation = {"parity": [{"read": read(1, 0.5, 1, 1), "cpu_seconds": 60}]}
-    metrics = {"bins": [list(b) for b in BINS], "chosen rate": {"hope": 0.01}, "cells": {"hope": cells}}
-    lines = page({"metrics": metrics | {"confirmation": confirmation}}).splitlines()
+    metrics = {"bins": [list(b) for b in BINS], "chosen rate": {"hope": 0.01, "lstm": 0.01}}
+    metrics |= {"cells": {"hope": cells, "lstm": other}, "confirmation": confirmation}
+    lines = page({"metrics": metrics, "config": {"length": LENGTH}}).splitlines()
     assert lines[0].endswith("3 CPU minutes.")
     assert "| hope | 100 / 25 |" in lines and "| parity | 16 | 100 | 100 / 25 | 100 / 0 | 100 |" in lines
+    (gap,) = [line for line in lines if line.startswith("| lstm | parity | ") and "shown" in line]
+    assert "37.5" in gap  # of (50, 25) points
     assert lines[-1] == "| parity | 16 | 100 | 50 | 100 | 100 |"
