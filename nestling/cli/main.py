@@ -17,6 +17,7 @@ COMMANDS = {
     "read": "let a trained model read a file, and keep what it learned in a memory file",
     "convert": "make levels of the MLPs of a pretrained model of transformers",
     "eval": "score a trained model: perplexity, needles, BABILong, formal languages, MAD, MQAR",
+    "export": "write the model of a run as a folder of transformers",
     "prepare": "make token shards of text, JSONL, Parquet or a data set of the hub",
     "plan": "predict memory, speed, days and cost of a run on many GPUs",
     "levels": "show the boxes of a model and an optimizer: memory, objective, rule, period",

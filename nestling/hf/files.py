@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from ..models import LanguageModel
 from .converted import ConvertedConfig, ConvertedForCausalLM
 from .llama2c import read_model, read_tokenizer
 from .modeling import NestlingConfig, NestlingForCausalLM
@@ -57,3 +58,21 @@ def save(model: ConvertedForCausalLM, tokenizer: Any, folder: str | Path, source
         shutil.copyfile(source, Path(folder) / LLAMA2C)
     else:
         tokenizer.save_pretrained(folder)
+
+
+def save_trained(model: LanguageModel, tokenizer: Any | None, folder: str | Path) -> None:
+    """Write a model of this library, and its tokenizer of the package `tokenizers`; None = its ids are bytes."""
+    NestlingForCausalLM.of(model.eval()).save_pretrained(folder)
+    fast = byte_tokenizer() if tokenizer is None else tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=fast, clean_up_tokenization_spaces=False).save_pretrained(folder)
+
+
+def byte_tokenizer() -> Any:
+    """Byte-level pieces that are never joined: the id of a byte is the byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    made = Tokenizer(models.BPE(vocab={mark: byte for byte, mark in bytes_to_unicode().items()}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made

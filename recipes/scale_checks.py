@@ -1,0 +1,98 @@
+"""What docs/scale.md promises of many processes, measured on the CPU: kills, a long document, a plan.
+
+python -m recipes.scale_checks
+python -m recipes.scale_checks --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nestling.bench.measure import peak_bytes
+from nestling.bench.plan import GPUS, measure, plan, trainer_of
+from nestling.core.state import nbytes
+from nestling.models import config_of
+from nestling.train import ModelChoice, RunConfig, TrainConfig
+from nestling.train.optimizer import optimizer_tree
+from recipes.cells import Cell, cell, cpu_minutes, write_result
+
+NAME = "scale_checks"
+KILLS, TOKENS = 20, 1 << 18
+MODEL = config_of("hope", dim=64, depth=4, heads=2, periods=(128.0, 256.0))
+CONFIG = RunConfig(model=ModelChoice(name="hope"), train=TrainConfig(rows=6, length=256, stream_length=1 << 20))
+
+
+def said(*command: str) -> Cell:
+    """The last line that a command prints."""
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
+    return {"command": " ".join(["python -m", *command]), "said": done.stdout.splitlines()[-1]}
+
+
+def document() -> Cell:
+    """Loss and gradients of a long document on one and on two processes."""
+    return json.loads(said("tests.distributed.long_document", "--tokens", str(TOKENS))["said"])
+
+
+def planned() -> Cell:
+    """Bytes and seconds of a step of four blocks and six rows: what the plan says, and what they are."""
+    made = plan(CONFIG, MODEL, 1, GPUS["h100"], measure(CONFIG, MODEL))
+    trainer = trainer_of(CONFIG, MODEL, CONFIG.train.rows, "cpu")
+    for _ in range(3):
+        trainer.next_step()
+    working = peak_bytes(trainer.next_step)
+    assert trainer.state is not None
+    kept = 4 * trainer.model.num_parameters() + nbytes(optimizer_tree(trainer.optimizer)) + nbytes(trainer.state.tree)
+    began = time.process_time()
+    for _ in range(3):
+        trainer.next_step()
+    seconds = (time.process_time() - began) / 3
+    return {"bytes": {"planned": made.bytes, "measured": kept + working},
+            "seconds": {"planned": made.seconds, "measured": seconds}}  # fmt: skip
+
+
+def table(metrics: Cell) -> str:
+    """The page."""
+    kills, long, made = metrics["kills"], metrics["document"], metrics["plan"]
+    lines = ["| what | result |", "|---|---|", f"| `{kills['command']}` | {kills['said']} |"]
+    lines += [
+        f"| {long['tokens']:,} tokens on two processes and on one | loss differs by {long['loss_difference']:.1e}, "
+        f"gradients by {long['gradient_difference']:.1e} of the largest entry of each tensor |"
+    ]
+    for name, unit in (("bytes", 2**20), ("seconds", 1.0)):
+        a, b = made[name]["planned"] / unit, made[name]["measured"] / unit
+        lines += [
+            f"| planned {name if unit == 1 else 'MiB'} of a step | {a:.2f}, measured {b:.2f} ({a / b - 1:+.1%}) |"
+        ]
+    return "\n".join([*lines, "", f"{cpu_minutes(metrics):.1f} CPU minutes"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="print the page of the newest result")
+    if parser.parse_args().table:
+        newest = sorted(Path("results", NAME).glob("*.json"))[-1]
+        print(table(json.loads(newest.read_text(encoding="utf-8"))["metrics"]))
+        return
+    torch.set_num_threads(1)
+    folder = Path("runs") / NAME
+    kills = ("tests.train.distributed_kill_drill", "--kills", str(KILLS))
+    metrics = {
+        "plan": cell(folder, "plan", planned),
+        "document": cell(folder, "document", document),
+        "kills": cell(folder, "kills", lambda: said(*kills)),
+    }
+    config = {"kills": KILLS, "tokens": TOKENS, "planned": asdict(MODEL)}
+    print(write_result(NAME, config, [0], metrics))
+    print(table(metrics))
+
+
+if __name__ == "__main__":
+    main()
