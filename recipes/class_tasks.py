@@ -48,9 +48,9 @@ class Size:
 
 
 SIZES = {
-    "CLINC150": Size(tasks=10, train=16, validation=5, test=8),
-    "Banking77": Size(tasks=10, train=16, validation=5, test=15),
-    "DBpedia": Size(tasks=5, train=60, validation=20, test=80),
+    "CLINC150": Size(tasks=10, train=10, validation=5, test=5),
+    "Banking77": Size(tasks=10, train=10, validation=5, test=8),
+    "DBpedia": Size(tasks=5, train=40, validation=20, test=40),
 }
 
 

@@ -40,13 +40,13 @@ DOMAINS = {
     "novel": "moby_dick",  # bundled
     "stories": "lm/tinystories_sample.txt.xz",
 }
-LENGTH, WINDOWS, ASKED, BATCH, BUFFER, FISHER = 128, 96, 32, 4, 32, 32
+LENGTH, WINDOWS, ASKED, BATCH, BUFFER, FISHER = 128, 64, 24, 4, 32, 16
 CHOOSING_SEED = 100
 RUNS = Path("runs/domain_streams")
 METHODS: dict[str, tuple[float, ...]] = {
-    "Hope-1": (0.02, 0.06, 0.2),
-    "Hope-2": (0.02, 0.06, 0.2),
-    "Hope-3": (0.02, 0.06, 0.2),
+    "Hope-1": (0.06, 0.2, 0.6),
+    "Hope-2": (0.06, 0.2, 0.6),
+    "Hope-3": (0.06, 0.2, 0.6),
     "sequential": (1e-4, 3e-4, 1e-3),
     "LoRA": (3e-4, 1e-3, 3e-3),
     "EWC": (1e2, 1e3, 1e4),
