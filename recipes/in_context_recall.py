@@ -5,6 +5,7 @@
     python -m recipes.in_context_recall --data DIR      # DIR/evals/squad_dev.jsonl.xz, DIR/cl/dbpedia14_10.jsonl.xz
     python -m recipes.in_context_recall --models hope gated-delta-net --data DIR
     python -m recipes.in_context_recall --table               # the committed result as a table
+    python -m recipes.in_context_recall --figure              # and as docs/figures/in_context_recall.png
 
 The tasks of nestling/evals/in_context_recall.py. Every batch is half records, half cloze, of training titles, with
 the loss on all tokens and, as much again, on the asked ones. Equal parameters (within 2 %), documents, order and seeds.
@@ -48,6 +49,7 @@ VALIDATED, TESTED, SEED = 64, 96, 10_000
 BYTES = (160, 256)  # documents for models that read bytes
 TASKS = ("records", "cloze")
 RUNS, RESULTS = Path("runs/in_context_recall"), Path("results/in_context_recall")
+FIGURE = Path("docs/figures/in_context_recall.png")
 
 
 # --- data and models --------------------------------------------------------------------------------------------
@@ -237,16 +239,46 @@ def shown(values: Cell, digits: int) -> str:
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
+def draw(result: Cell, path: Path) -> None:
+    """Bits per asked token of the trained models, every seed a dot: with the document at both lengths, and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    models = result["metrics"]["models"]
+    sizes = [f"{low}-{high}" for low, high in BINS]
+    kinds = {f"no document, {sizes[0]} tokens": (sizes[0], ", no document", "#7a7a7a")}
+    kinds |= {f"document, {size} tokens": (size, "", f"C{i}") for i, size in enumerate(sizes)}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for panel, task in zip(axes, TASKS, strict=True):
+        for offset, (label, (size, alone, colour)) in enumerate(kinds.items()):
+            points = [(i, c[size][task + alone]["bits"]) for i, m in enumerate(models.values()) for c in m["tested"]]
+            places = [i + 0.2 * (offset - 1) for i, _ in points]
+            panel.plot(places, [bits for _, bits in points], ".", color=colour, label=label)
+        panel.set_xticks(range(len(models)), models, fontsize=9)
+        panel.set_ylim(0, panel.get_ylim()[1] + 0.5)
+        panel.set_title(task, fontsize=10)
+    axes[0].set_ylabel("bits per asked token", fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncol=len(kinds))
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.savefig(path, dpi=110)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
+    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE} from it")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if not options.table:
+    if not (options.table or options.figure):
         print(report(options.data, options.models))
-    print(page(json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))))
+    newest = json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))
+    if options.figure:
+        draw(newest, FIGURE)
+    print(page(newest))
 
 
 if __name__ == "__main__":
