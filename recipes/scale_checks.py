@@ -1,6 +1,6 @@
 """What docs/scale.md promises of many processes, measured on the CPU: kills, a long document, a plan.
 
-python -m recipes.scale_checks
+python -m recipes.scale_checks --kills 20
 python -m recipes.scale_checks --table
 """
 
@@ -25,8 +25,8 @@ from nestling.train.optimizer import optimizer_tree
 from recipes.cells import Cell, cell, cpu_minutes, write_result
 
 NAME = "scale_checks"
-KILLS, TOKENS = 20, 1 << 18
-MODEL = config_of("hope", dim=64, depth=4, heads=2, periods=(128.0, 256.0))
+TOKENS = 1 << 18
+MODEL = config_of("hope", dim=64, depth=6, heads=2, periods=(128.0, 256.0))
 CONFIG = RunConfig(model=ModelChoice(name="hope"), train=TrainConfig(rows=6, length=256, stream_length=1 << 20))
 
 
@@ -42,8 +42,8 @@ def document() -> Cell:
 
 
 def planned() -> Cell:
-    """Bytes and seconds of a step of four blocks and six rows: what the plan says, and what they are."""
-    made = plan(CONFIG, MODEL, 1, GPUS["h100"], measure(CONFIG, MODEL))
+    """Bytes and seconds of a step of six blocks and six rows: what the plan says, and what they are."""
+    made = plan(CONFIG, MODEL, 1, GPUS["h100"], measure(CONFIG, MODEL, rows=CONFIG.train.rows))
     trainer = trainer_of(CONFIG, MODEL, CONFIG.train.rows, "cpu")
     for _ in range(3):
         trainer.next_step()
@@ -76,20 +76,22 @@ def table(metrics: Cell) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="of one of two ranks, at random moments")
     parser.add_argument("--table", action="store_true", help="print the page of the newest result")
-    if parser.parse_args().table:
+    chosen = parser.parse_args()
+    if chosen.table:
         newest = sorted(Path("results", NAME).glob("*.json"))[-1]
         print(table(json.loads(newest.read_text(encoding="utf-8"))["metrics"]))
         return
     torch.set_num_threads(1)
     folder = Path("runs") / NAME
-    kills = ("tests.train.distributed_kill_drill", "--kills", str(KILLS))
+    kills = ("tests.train.distributed_kill_drill", "--kills", str(chosen.kills))
     metrics = {
         "plan": cell(folder, "plan", planned),
         "document": cell(folder, "document", document),
-        "kills": cell(folder, "kills", lambda: said(*kills)),
+        "kills": cell(folder, f"kills-{chosen.kills}", lambda: said(*kills)),
     }
-    config = {"kills": KILLS, "tokens": TOKENS, "planned": asdict(MODEL)}
+    config = {"kills": chosen.kills, "tokens": TOKENS, "planned": asdict(MODEL)}
     print(write_result(NAME, config, [0], metrics))
     print(table(metrics))
 

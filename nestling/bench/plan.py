@@ -1,8 +1,8 @@
 """Plan: what a run will need per GPU, and how long it will take.
 
 Without a measurement the plan is counted: bytes of what is kept, FLOPs of cost.py at an assumed share of a GPU's peak.
-With one (`measure`) it is read off four steps of the same model on the device at hand, with one and two blocks, one
-and two rows: bytes and seconds of a step are straight lines in both.
+With one (`measure`) it is read off steps of the same model with two and with three blocks on the device at hand, with
+as many rows as a rank reads at once: bytes and seconds of a step are straight lines in the number of blocks.
 
     weights      whole while a step lasts, and this rank's part of them
     gradients    whole until they are reduced, and this rank's part
@@ -30,6 +30,7 @@ from nestling.train.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient and a moment; a run in bf16 keeps these in float32
 MOMENTS = {"adamw": 2, "muon": 1, "m3": 4}  # tensors kept for a hidden matrix
+TIMED = 3  # steps
 ASSUMED = 0.25  # of a GPU's peak, where nothing was measured
 
 
@@ -50,13 +51,17 @@ GPUS = {
 }
 
 
+Line = tuple[float, float]  # a + b blocks
+
+
 @dataclass(frozen=True)
 class Measured:
-    """Bytes and seconds as f(blocks, rows) = a + b blocks + c rows + d blocks rows, from four measurements each."""
+    """Bytes and seconds of a step of `rows` rows, by the number of blocks."""
 
-    state: tuple[float, float, float, float]
-    working: tuple[float, float, float, float]
-    seconds: tuple[float, float, float, float]
+    rows: int
+    state: Line
+    working: Line
+    seconds: Line
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Plan:
 
 
 def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: Measured | None = None) -> Plan:
-    """The plan of a run on `gpus` ranks of a kind; `measured` on the same kind of device."""
+    """The plan of a run on `gpus` ranks of a kind; `measured` on the same kind of device, with the rows of a part."""
     with torch.device("meta"):
         built = from_config(model)
     parameters = built.num_parameters()
@@ -102,12 +107,12 @@ def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: M
         "weights": whole + part,
         "gradients": part,  # whole ones are among what is measured as working
         "optimizer": optimizer_bytes(built, config.optim.matrices) / shard,
-        "fast weights": at(measured.state, model.depth, rows) if measured else rows * state_bytes(model),
-        "working": at(measured.working, model.depth, at_once) if measured else working_bytes(built, config, at_once),
+        "fast weights": rows * (at(measured.state, model.depth) / measured.rows if measured else state_bytes(model)),
+        "working": at(measured.working, model.depth) if measured else working_bytes(built, config, at_once),
     }
     length = config.train.length / parallel.sequence
     if measured:
-        compute = parallel.accumulate * at(measured.seconds, model.depth, at_once) / parallel.sequence
+        compute = parallel.accumulate * at(measured.seconds, model.depth) / parallel.sequence
     else:
         once = cost.training(model, config.train.length / 2).flops * (4 / 3 if parallel.recompute else 1)
         compute = rows * length * once / (ASSUMED * gpu.flops)
@@ -142,11 +147,11 @@ def working_bytes(model: LanguageModel, config: RunConfig, rows: float) -> float
     return 2 * FLOAT * model.num_parameters() + tokens * number * blocks + logits + fast
 
 
-def measure(config: RunConfig, model: ModelConfig, *, device: str = "cpu") -> Measured:
-    """Four trainings of a few steps, with one and two blocks and rows."""
-    found = {(d, r): _measured(config, replace(model, depth=d), r, device) for d in (1, 2) for r in (1, 2)}
-    lines = [_line({point: values[i] for point, values in found.items()}) for i in range(3)]
-    return Measured(*lines)
+def measure(config: RunConfig, model: ModelConfig, *, rows: int, device: str = "cpu") -> Measured:
+    """Trainings of a few steps with two and with three blocks."""
+    two, three = (_measured(config, replace(model, depth=depth), rows, device) for depth in (2, 3))
+    state, working, seconds = ((a - 2 * (b - a), b - a) for a, b in zip(two, three, strict=True))
+    return Measured(rows, state, working, seconds)
 
 
 def _measured(config: RunConfig, model: ModelConfig, rows: int, device: str) -> tuple[float, float, float]:
@@ -156,11 +161,12 @@ def _measured(config: RunConfig, model: ModelConfig, rows: int, device: str) -> 
     for _ in range(1 + math.ceil(2 * max(finite, default=0) / config.train.length)):
         trainer.next_step()
     working = peak_bytes(trainer.next_step, device)
-    began = time.perf_counter() if device != "cpu" else time.process_time()
-    trainer.next_step()
-    seconds = (time.perf_counter() if device != "cpu" else time.process_time()) - began
+    clock = time.process_time if device == "cpu" else time.perf_counter  # a step on a GPU ends with reading its loss
+    began = clock()
+    for _ in range(TIMED):
+        trainer.next_step()
     assert trainer.state is not None
-    return nbytes(trainer.state.tree), working, seconds
+    return nbytes(trainer.state.tree), working, (clock() - began) / TIMED
 
 
 def trainer_of(config: RunConfig, model: ModelConfig, rows: int, device: str) -> Trainer:
@@ -177,14 +183,6 @@ def trainer_of(config: RunConfig, model: ModelConfig, rows: int, device: str) ->
     return Trainer(from_config(model), stream, replace(config, train=forever, parallel=alone))
 
 
-def _line(values: dict[tuple[int, int], float]) -> tuple[float, float, float, float]:
-    """The a, b, c, d of f(blocks, rows) through its values at one and two of each."""
-    one, deep, wide, both = values[1, 1], values[2, 1], values[1, 2], values[2, 2]
-    d = both - deep - wide + one
-    return one - (deep - one - d) - (wide - one - d) - d, deep - one - d, wide - one - d, d
-
-
-def at(line: tuple[float, float, float, float], blocks: float, rows: float) -> float:
+def at(line: Line, blocks: float) -> float:
     """The value of such a line."""
-    a, b, c, d = line
-    return a + b * blocks + c * rows + d * blocks * rows
+    return line[0] + line[1] * blocks

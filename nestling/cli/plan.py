@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 EPILOG = """\
   nestling plan recipes/scale.py:size_760m --gpus 8 --gpu h100
   nestling plan recipes/scale.py:size_760m --gpus 8 --model.name transformer --parallel.accumulate 4
-  nestling plan recipes/scale.py:size_160m --gpus 1 --gpu h200 --measure cuda    four short trainings here
+  nestling plan recipes/scale.py:size_160m --gpus 1 --gpu h200 --measure cuda    two short trainings here
 
 Counted plans take a quarter of a GPU's peak for granted, and activations roughly. Measured ones are read off the steps
-of one and two blocks with one and two rows on the device that is named; they hold for that kind of device.
+of two and of three blocks on the device that is named; they hold for that kind of device.
 """
 
 
@@ -45,7 +45,9 @@ def run(parser: Parser, arguments: list[str]) -> int:
         raise ValueError(f"recipe {args.recipe} returns {type(config).__name__}; it must return a RunConfig")
     config = changed(config, changes)
     model, gpu = model_of(config), GPUS[args.gpu]
-    made = plan(config, model, args.gpus, gpu, measure(config, model, device=args.measure) if args.measure else None)
+    rows, device = config.rows_per_part(args.gpus), args.measure
+    measured = measure(config, model, rows=rows, device=device) if device else None
+    made = plan(config, model, args.gpus, gpu, measured)
     price = gpu.dollars if args.price is None else args.price
     print(json.dumps(as_dict(made, price)) if args.json else table(made, args.gpu, gpu.memory, price))
     return 0
