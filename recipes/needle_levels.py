@@ -16,12 +16,12 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nestling.evals.frontier import reconfigured
 from nestling.evals.needles import needle_score
 from nestling.evals.perplexity import window_losses
 from nestling.evals.statistics import Interval, interval, paired, verdict
@@ -65,7 +65,9 @@ def book(split: str, length: int, count: int) -> Tensor:
 def writing(model: LanguageModel, levels: int, lowest: int, rate: float) -> LanguageModel:
     """The same weights, with the first `levels` of each block's MLPs on their periods; 0 = none writes."""
     rates = (rate,) * levels + (0.0,) * (training.LEVELS - levels)
-    return reconfigured(model, **cms(training.LEVELS, lowest), inner_lr=rates)
+    made = training.hope(replace(model.config, **cms(training.LEVELS, lowest), inner_lr=rates))
+    made.load_state_dict(model.state_dict())
+    return made.eval()
 
 
 def losses(model: LanguageModel, split: str, *, learn: bool) -> list[float]:

@@ -1,6 +1,6 @@
 """Small models that look for needles: books, a vocabulary, a curriculum of lengths, and the models of recipes.needles.
 
-Everything here is the same for every model, but for where the gates of `hope` start (`START`):
+Everything here is the same for every model, but for the options of `hope`, which were found on validation rows:
 
 - Haystacks: Emma and Sherlock Holmes for training, their last tenth for validation, Moby Dick for the test.
 - Byte-pair encoding with few pieces, trained on the training text and on needles in it; every digit is a token.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,7 @@ from nestling.data.bundled import bundled_text
 from nestling.data.tokenizer import tokenizers_library
 from nestling.evals.needles import NEEDLES, NeedleTask, new_value
 from nestling.evals.suite import NOTHING, Examples
+from nestling.memories.projections import ShortConvolution
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.models import LanguageModel, config_of, from_config, matched
 from nestling.models.ablations import LOWEST, cms
@@ -93,43 +94,46 @@ def task(name: str, split: str) -> NeedleTask:
 # --- models -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where the gates of a Hope start: the write's eta is 2 sigmoid(eta), generators follow at `generators`."""
-
-    eta: float
-    generators: float
-    half_life: float
-
-
-START = Start(eta=-3.0, generators=1e-3, half_life=1e6)
+ETA, GENERATORS, HALF_LIFE = -1.0, 1e-3, 1e6  # where the gates of `hope` start: eta is 2 sigmoid(ETA)
+HIDDEN = 136  # of its MLPs: what its memories save by having no features
 
 
 def config_for(name: str, shape: dict[str, Any] = SHAPE) -> ModelConfig:
     """The shape of a model. `hope-levels` has LEVELS MLPs in a row in each block; none is written in training."""
     shape = shape | {"vocab_size": tokenizer().vocab_size, "periods": (math.inf,), "inner_lr": 0.0}
-    hope = config_of("hope", **shape)
+    whole = config_of("hope", **shape)
+    if name == "hope-default":
+        return whole
+    if name == "hope":
+        return replace(whole, hidden=HIDDEN * whole.dim // SHAPE["dim"])
     if name == "hope-levels":
-        return matched(config_of("hope", **shape | cms(LEVELS, min(LOWEST))), count(hope))
-    return hope if name in ("hope", "hope-default") else matched(config_of(name, **shape), count(hope))
+        return config_of("hope", **shape | cms(LEVELS, min(LOWEST)) | {"hidden": HIDDEN})
+    return matched(config_of(name, **shape), count(whole))
 
 
 def make(name: str, shape: dict[str, Any] = SHAPE) -> LanguageModel:
-    """A model by its name: `hope` and `hope-levels` start at START, all others as the library has them."""
-    model = from_config(config_for(name, shape))
-    if name in ("hope", "hope-levels"):
-        for layer in model.modules():
-            if isinstance(layer, SelfModifyingTitans):
-                start(layer, START)
-    return model
+    """A model by its name: `hope` and `hope-levels` with the options above, all others as the library has them."""
+    make_one = hope if name in ("hope", "hope-levels") else from_config
+    return make_one(config_for(name, shape))
 
 
-def start(layer: SelfModifyingTitans, at: Start) -> None:
-    """Set the gates."""
-    assert layer.alpha_bias is not None
-    nn.init.constant_(layer.eta_bias, at.eta)
-    nn.init.constant_(layer.rate_logit, math.log(at.generators / (1 - at.generators)))
-    nn.init.constant_(layer.alpha_bias, math.log(1 / math.expm1(math.log(2) / at.half_life)))
+def hope(config: ModelConfig) -> LanguageModel:
+    """Hope with options that learn this sooner: linear memories, a convolution without SiLU, other initial gates."""
+
+    def mixer(config: ModelConfig) -> SelfModifyingTitans:
+        layer = SelfModifyingTitans(
+            config.dim,
+            config.heads,
+            chunk_size=config.chunk_size,
+            memory="linear",
+            half_life=HALF_LIFE,
+            generator_rate=GENERATORS,
+            convolution=ShortConvolution(config.dim, activation=False),
+        )
+        nn.init.constant_(layer.eta_bias, ETA)
+        return layer
+
+    return LanguageModel(config, mixer)
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -210,7 +214,7 @@ def config() -> dict[str, Any]:
     """What identifies a training."""
     return SHAPE | {
         "levels of hope-levels": LEVELS,
-        "start of hope": asdict(START),
+        "gates of hope": [ETA, GENERATORS, HALF_LIFE],
         "books": [*BOOKS, TEST_BOOK],
         "vocabulary": VOCABULARY,
         "stages": STAGES,

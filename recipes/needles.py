@@ -8,8 +8,8 @@
 An example counts if every token of its answer is the likeliest one, as greedy decoding would need it; bits say how near
 the others were. How the models are trained stands in recipes/needle_training.py. Rates: the same three for every model,
 one seed; a model's rate is the one with the fewest bits on validation rows after a third of the training. The test book
-was in no training. `hope` has other initial gates than the library's (`hope-default`). Attention is read to four times
-the training length only, because its cost grows with the square.
+was in no training. `hope` has options that the library's (`hope-default`) has not: linear memories, a convolution
+without SiLU, other initial gates. Attention is read to four times the training length only, for its cost.
 """
 
 from __future__ import annotations

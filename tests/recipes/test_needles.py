@@ -65,9 +65,10 @@ def test_the_loss_is_that_of_the_answers_and_half_of_a_part_of_the_text() -> Non
 def test_the_gates_of_hope_start_where_they_are_told_to() -> None:
     for layer in training.make("hope").modules():
         if isinstance(layer, SelfModifyingTitans):
-            assert layer.half_lives()["memory"] == pytest.approx(training.START.half_life, rel=0.05)
-            assert layer.rates[:, :-1].mean().item() == pytest.approx(training.START.generators, rel=1e-3)
-            assert layer.eta_bias.sigmoid().mean().item() == pytest.approx(1 / (1 + math.exp(-training.START.eta)))
+            assert layer.memory == "linear" and not layer.conv.activation
+            assert layer.half_lives()["memory"] == pytest.approx(training.HALF_LIFE, rel=0.05)
+            assert layer.rates[:, :-1].mean().item() == pytest.approx(training.GENERATORS, rel=1e-3)
+            assert layer.eta_bias.sigmoid().mean().item() == pytest.approx(1 / (1 + math.exp(-training.ETA)))
 
 
 def test_rates_rise_hold_and_fall() -> None:
