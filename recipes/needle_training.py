@@ -94,8 +94,8 @@ def task(name: str, split: str) -> NeedleTask:
 # --- models -----------------------------------------------------------------------------------------------------
 
 
-ETA, GENERATORS, HALF_LIFE = -1.0, 1e-3, 1e6  # where the gates of `hope` start: eta is 2 sigmoid(ETA)
-HIDDEN = 136  # of its MLPs: what its memories save by having no features
+ETA, GENERATORS, HALF_LIFE = -3.0, 1e-3, 1e6  # where the gates of `hope` start: eta is 2 sigmoid(ETA)
+HEADS, HIDDEN = 1, 96  # its heads, and the width of its MLPs at which its parameters are those of the others
 
 
 def config_for(name: str, shape: dict[str, Any] = SHAPE) -> ModelConfig:
@@ -104,10 +104,9 @@ def config_for(name: str, shape: dict[str, Any] = SHAPE) -> ModelConfig:
     whole = config_of("hope", **shape)
     if name == "hope-default":
         return whole
-    if name == "hope":
-        return replace(whole, hidden=HIDDEN * whole.dim // SHAPE["dim"])
-    if name == "hope-levels":
-        return config_of("hope", **shape | cms(LEVELS, min(LOWEST)) | {"hidden": HIDDEN})
+    if name in ("hope", "hope-levels"):
+        levels = cms(LEVELS, min(LOWEST)) if name == "hope-levels" else {}
+        return replace(whole, heads=HEADS, hidden=HIDDEN * whole.dim // SHAPE["dim"], **levels)
     return matched(config_of(name, **shape), count(whole))
 
 
@@ -118,7 +117,7 @@ def make(name: str, shape: dict[str, Any] = SHAPE) -> LanguageModel:
 
 
 def hope(config: ModelConfig) -> LanguageModel:
-    """Hope with options that learn this sooner: linear memories, a convolution without SiLU, other initial gates."""
+    """Hope with options that learn this sooner: linear memories, one head, no SiLU in the convolution, other gates."""
 
     def mixer(config: ModelConfig) -> SelfModifyingTitans:
         layer = SelfModifyingTitans(
@@ -214,7 +213,7 @@ def config() -> dict[str, Any]:
     """What identifies a training."""
     return SHAPE | {
         "levels of hope-levels": LEVELS,
-        "gates of hope": [ETA, GENERATORS, HALF_LIFE],
+        "hope": {"heads": HEADS, "hidden": HIDDEN, "gates": [ETA, GENERATORS, HALF_LIFE]},
         "books": [*BOOKS, TEST_BOOK],
         "vocabulary": VOCABULARY,
         "stages": STAGES,
