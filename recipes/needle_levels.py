@@ -1,19 +1,19 @@
 """How many CMS levels write, and how often the fastest: needles, and the loss on a book, at twice the training length.
 
-    python -m recipes.needle_levels                  # after python -m recipes.needles, which chooses the rate
+    python -m recipes.needle_levels                  # after python -m recipes.needles --models hope
     python -m recipes.needle_levels --table          # the committed result as a table
     python -m recipes.needle_levels --figure         # and as docs/figures/needle_levels.png
 
-The model is the Hope of recipes.needles with four MLPs in a row in each block, trained alike and without writes. At
-test time the first `levels` of the four write while they read, the first every `lowest` tokens and each next one a
-quarter as often (nestling.models.ablations.cms); the others stay as they are. So this asks what writes do to a trained
-model, and not what training with them would do. The rate of the writes is chosen on validation text with seed 0.
+The models are the Hopes of recipes.needles, trained without writes. An MLP is the sum of four narrower ones, so each of
+their MLPs is also four independent levels, eq. (74), and says the same as long as none writes (`split`). At test time
+the first `levels` of the four write while they read, the first every `lowest` tokens and each next one a quarter as
+often (nestling.models.ablations.cms). So this asks what writes do to a trained model, and not what training with them
+would do. The rate of the writes is chosen on validation text with seed 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,30 +29,41 @@ from nestling.models import LanguageModel
 from nestling.models.ablations import COUNTS, LOWEST, cms
 from recipes import needle_training as training
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
-from recipes.needles import TEST_SEED, newest
+from recipes.needles import TEST_SEED, newest, weights
 
-NAME = "hope-levels"
-TASK, EXAMPLES, WINDOWS, LENGTH = "s-niah-2", 16, 4, 2 * training.LENGTH
+LEVELS = max(COUNTS)
+TASK, EXAMPLES, WINDOWS, LENGTH = "s-niah-2", 8, 4, 2 * training.LENGTH
 RATES, CHOOSING = (0.01, 0.02, 0.04), (2, 256)  # of the writes; chosen with these levels and lowest period
 PARTS = 4  # of a window, for the loss by position
 RUNS = Path("runs/needle_levels")
 
 
 def trained(lr: float, seed: int) -> LanguageModel:
-    """The Hope with four levels, with the statistics that its writes go by from training text; trained if need be."""
-    torch.manual_seed(seed)
-    model, path = training.make(NAME), RUNS / f"{lr:g}-{seed}.pt"
-
-    def work() -> Cell:
-        made = {"parameters": model.num_parameters(), "loss": training.train(model, lr, seed)}
-        RUNS.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), path)
-        return made
-
-    cell(RUNS, f"trained-{lr:g}-{seed}", work)
+    """The Hope of recipes.needles in levels, with the statistics that writes go by from training text."""
+    model, path = training.make("hope"), weights("hope", lr, seed)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights {path}; run python -m recipes.needles --models hope first")
     model.load_state_dict(torch.load(path))
-    model.calibrate(book("train", training.LENGTH, 8)[:, :-1])
-    return model.eval()
+    made = split(model)
+    made.calibrate(book("train", training.LENGTH, 8)[:, :-1])
+    return made.eval()
+
+
+def split(model: LanguageModel) -> LanguageModel:
+    """The same function with LEVELS independent levels for each MLP, a part of its hidden width each."""
+    made = training.hope(replace(model.config, continuum="independent", **cms(LEVELS, min(LOWEST))))
+    rest = {name: w for name, w in model.state_dict().items() if ".channel." not in name}
+    made.load_state_dict(rest, strict=False)
+    for whole, block in zip(model.blocks, made.blocks, strict=True):
+        old = whole.channel.stack[0].body
+        width = old.down.in_features // LEVELS
+        up, down = old.up.weight.unflatten(0, (2, LEVELS, width)), old.down.weight.unflatten(1, (LEVELS, width))
+        for i, level in enumerate(block.channel.stack):
+            level.body.norm.load_state_dict(old.norm.state_dict())
+            with torch.no_grad():
+                level.body.up.weight.copy_(up[:, i].flatten(0, 1))  # gates, then values
+                level.body.down.weight.copy_(down[:, i])
+    return made
 
 
 def book(split: str, length: int, count: int) -> Tensor:
@@ -64,8 +75,8 @@ def book(split: str, length: int, count: int) -> Tensor:
 
 def writing(model: LanguageModel, levels: int, lowest: int, rate: float) -> LanguageModel:
     """The same weights, with the first `levels` of each block's MLPs on their periods; 0 = none writes."""
-    rates = (rate,) * levels + (0.0,) * (training.LEVELS - levels)
-    made = training.hope(replace(model.config, **cms(training.LEVELS, lowest), inner_lr=rates))
+    rates = (rate,) * levels + (0.0,) * (LEVELS - levels)
+    made = training.hope(replace(model.config, **cms(LEVELS, lowest), inner_lr=rates))
     made.load_state_dict(model.state_dict())
     return made.eval()
 
@@ -115,8 +126,7 @@ def report(lr: float, seeds: int) -> Path:
     swept = {f"{rate:g}": swept_cell(lr, rate) for rate in RATES}
     rate = min(RATES, key=lambda r: swept[f"{r:g}"]["bits"])
     cells = {label(*s): [run_cell(lr, seed, *s, rate) for seed in range(seeds)] for s in settings()}
-    models = [json.loads((RUNS / f"trained-{lr:g}-{seed}.json").read_text()) for seed in range(seeds)]
-    metrics = {"models": models, "rate of training": lr, "sweep": swept, "rate of writing": rate, "cells": cells}
+    metrics = {"rate of training": lr, "sweep": swept, "rate of writing": rate, "cells": cells}
     config = training.config() | {"task": TASK, "examples": EXAMPLES, "windows": WINDOWS, "length": LENGTH}
     return write_result("needle_levels", config, list(range(seeds)), metrics)
 

@@ -30,7 +30,6 @@ from nestling.evals.suite import NOTHING, Examples
 from nestling.memories.projections import ShortConvolution
 from nestling.memories.self_modifying import SelfModifyingTitans
 from nestling.models import LanguageModel, config_of, from_config, matched
-from nestling.models.ablations import LOWEST, cms
 from nestling.models.config import ModelConfig
 from nestling.models.presets import count
 from nestling.optim import MultiLevel, Muon
@@ -51,7 +50,6 @@ STEPS, TOKENS = 480, 2_048
 LANGUAGE, PART = 0.5, 4  # weight of the language-modelling term; it is taken on every PART-th token, at random
 TRAINED = ("s-niah-1", "s-niah-2")
 MUON, MOMENTUM, DECAY, FALL = 4.0, 0.9, 0.01, 0.3  # Muon's rate over AdamW's; the share of steps in which rates fall
-LEVELS = 4
 SHAPE: dict[str, Any] = {"dim": 48, "depth": 2, "heads": 2}
 
 
@@ -99,21 +97,19 @@ HEADS, HIDDEN = 1, 96  # its heads, and the width of its MLPs at which its param
 
 
 def config_for(name: str, shape: dict[str, Any] = SHAPE) -> ModelConfig:
-    """The shape of a model. `hope-levels` has LEVELS MLPs in a row in each block; none is written in training."""
+    """The shape of a model. Its MLPs are one level, which nothing writes."""
     shape = shape | {"vocab_size": tokenizer().vocab_size, "periods": (math.inf,), "inner_lr": 0.0}
     whole = config_of("hope", **shape)
     if name == "hope-default":
         return whole
-    if name in ("hope", "hope-levels"):
-        levels = cms(LEVELS, min(LOWEST)) if name == "hope-levels" else {}
-        return replace(whole, heads=HEADS, hidden=HIDDEN * whole.dim // SHAPE["dim"], **levels)
+    if name == "hope":
+        return replace(whole, heads=HEADS, hidden=HIDDEN * whole.dim // SHAPE["dim"])
     return matched(config_of(name, **shape), count(whole))
 
 
 def make(name: str, shape: dict[str, Any] = SHAPE) -> LanguageModel:
-    """A model by its name: `hope` and `hope-levels` with the options above, all others as the library has them."""
-    make_one = hope if name in ("hope", "hope-levels") else from_config
-    return make_one(config_for(name, shape))
+    """A model by its name: `hope` with the options above, all others as the library has them."""
+    return (hope if name == "hope" else from_config)(config_for(name, shape))
 
 
 def hope(config: ModelConfig) -> LanguageModel:
@@ -212,7 +208,6 @@ def train(model: LanguageModel, lr: float, seed: int, stop: int = STEPS) -> floa
 def config() -> dict[str, Any]:
     """What identifies a training."""
     return SHAPE | {
-        "levels of hope-levels": LEVELS,
         "hope": {"heads": HEADS, "hidden": HIDDEN, "gates": [ETA, GENERATORS, HALF_LIFE]},
         "books": [*BOOKS, TEST_BOOK],
         "vocabulary": VOCABULARY,
