@@ -1,4 +1,4 @@
-"""How many CMS levels write, and how often the fastest: needles, and the loss on a book, at twice the training length.
+"""How many CMS levels write, and how often the fastest: needles, and the loss on a book, at 4 x the training length.
 
     python -m recipes.needle_levels                  # after python -m recipes.needles --models hope
     python -m recipes.needle_levels --table          # the committed result as a table
@@ -32,8 +32,8 @@ from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
 from recipes.needles import TEST_SEED, newest, weights
 
 LEVELS = max(COUNTS)
-TASK, EXAMPLES, WINDOWS, LENGTH = "s-niah-2", 8, 4, 2 * training.LENGTH
-RATES, CHOOSING = (0.01, 0.02, 0.04), (2, 256)  # of the writes; chosen with these levels and lowest period
+TASK, EXAMPLES, WINDOWS, LENGTH = "s-niah-2", 8, 4, 4 * training.LENGTH
+RATES, CHOOSING = (0.04, 0.16, 0.64, 2.56), (2, 256)  # of the writes; chosen with these levels and lowest period
 PARTS = 4  # of a window, for the loss by position
 RUNS = Path("runs/needle_levels")
 
