@@ -97,6 +97,9 @@ ROWS = (
     Row("InCA", CONTEXT, (1e-2,)),
 )
 
+HEADS = (TRAINED, MEMORY, FROZEN, CONTEXT)
+METHODS = tuple(dict.fromkeys(row.method for row in ROWS))
+
 
 # --- methods ----------------------------------------------------------------------------------------------------
 
@@ -388,7 +391,11 @@ def differences(rows: Cell) -> Cell:
 
 def page(result: Cell) -> str:
     """The result as markdown."""
-    lines = []
+    text, seed, count = result["config"]["chosen on"]
+    lines = ["", f"Validation texts of {text}, seed {seed}, {count} texts per class, % at the end, by value tried:", ""]
+    for row, tried in result["metrics"]["tried"].items():
+        if tried:
+            lines.append(f"* {row}: {', '.join(f'{100 * v:.1f} at {value}' for value, v in tried.items())}")
     for name, rows in result["metrics"]["sets"].items():
         gaps = rows["differences"]
         hopes = [row for row in rows if row.startswith("Hope")]
@@ -441,9 +448,8 @@ def draw(result: Cell, path: Path) -> None:
                     panel.axhline(mean_of(made["final"]), color=colour, linestyle=":", label=method)
                 else:
                     panel.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", linewidth=1.2, label=method)
-            panel.axhline(
-                mean_of(rows[f"KLDA, {FROZEN}"]["final"]), color="black", linestyle="--", linewidth=0.8, label="KLDA"
-            )
+            if (klda := rows.get(f"KLDA, {FROZEN}")) is not None:
+                panel.axhline(mean_of(klda["final"]), color="black", linestyle="--", linewidth=0.8, label="KLDA")
             panel.set_title(f"{name}, {head}", fontsize=10)
             panel.set_ylim(0, 100)
     for panels in axes:
@@ -470,14 +476,19 @@ COLOURS = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="DIR", help="the folder that holds cl/; else the variable NESTLING_DATA")
-    parser.add_argument("--sets", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument(
+        "--sets", nargs="*", choices=tuple(SIZES), default=list(SIZES), help="none: only what is chosen is measured"
+    )
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
     parser.add_argument("--figure", action="store_true", help="draw docs/figures/class_incremental.png from it")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if not (options.table or options.figure):
-        print(report(ROWS, options.sets, options.seeds, options.data))
+        rows = [row for row in ROWS if row.head in options.heads and row.method in options.methods]
+        print(report(rows, options.sets, options.seeds, options.data))
     newest = json.loads(max(Path("results/class_incremental").glob("*.json")).read_text(encoding="utf-8"))
     if options.figure:
         draw(newest, Path("docs/figures/class_incremental.png"))
