@@ -5,7 +5,7 @@
     python -m recipes.ablations --table                        # the committed result as a table
     python -m recipes.ablations --figure                       # and as docs/figures/ablations.png
 
-The smallest model, the text, tokens, seeds and Hope's rate of recipes/language_modelling.py (whose Hope it is); the
+The small model, the text, tokens, seeds and Hope's rate of recipes/language_modelling.py (whose Hope it is); the
 variants are nestling/models/ablations.py, all with the parameters of the Transformer. They read two novels that nobody
 was trained on (recipes/language.py) with the writes that they have; the test file stays closed. A component helps if
 taking it out is worse, seed by seed: the interval of the paired differences excludes 0. Two rows are turned round, as
@@ -29,7 +29,7 @@ from recipes import language, language_modelling
 from recipes.cells import Cell, cpu_minutes, write_result
 from recipes.language import Folder
 
-SIZE = "small"
+SIZE = language.SWEPT
 OURS: dict[str, dict[str, Any]] = {
     "levels without writes": {"inner_lr": 0.0},
     "one period, equal rates per token": {"periods": (256.0, 256.0), "inner_lr": (0.02, 0.005)},

@@ -48,7 +48,8 @@ PIECES = 1024
 LENGTH, ROWS, STEPS = 256, 4, 200
 RATES = (8e-3, 1.6e-2, 3.2e-2)
 LONG, SHORT_WINDOWS, LONG_WINDOWS = STREAM * LENGTH, 128, 4
-SIZES = {"small": (64, 2, 2), "middle": (96, 2, 2), "large": (128, 2, 2)}  # width, blocks, heads
+SIZES = {"tiny": (32, 2, 2), "small": (64, 2, 2), "middle": (96, 2, 2), "large": (128, 2, 2)}  # width, blocks, heads
+SWEPT = "small"
 LEVELS: dict[str, Any] = {"periods": (256.0, 1_024.0), "inner_kappa": 0.0}  # 31 and 7 writes per stream
 RUNS = Path("runs/language_modelling")
 
@@ -161,9 +162,8 @@ def measured(label: str, config: ModelConfig, lr: float, seed: int, folder: Fold
 
 
 def sweep(name: str, folder: Folder) -> dict[str, Cell]:
-    """Seed 0 at the smallest size by rate: the loss on the novels beyond the training length, and what it took."""
-    size = next(iter(SIZES))
-    made = {f"{lr:g}": trained(f"{name}-{size}", config_for(name, size), lr, 0, folder) for lr in RATES}
+    """Seed 0 at the size `SWEPT` by rate: the loss on the novels beyond the training length, and what it took."""
+    made = {f"{lr:g}": trained(f"{name}-{SWEPT}", config_for(name, SWEPT), lr, 0, folder) for lr in RATES}
     return {
         lr: {"novels": bits([found], "novels", "beyond", found["novels"])[0]} | {"cpu_seconds": found["cpu_seconds"]}
         for lr, found in made.items()

@@ -1,4 +1,4 @@
-"""Language modelling: Hope against Transformer++, Gated DeltaNet and Titans at three sizes, and beyond the length.
+"""Language modelling: Hope against Transformer++, Gated DeltaNet and Titans at several sizes, and beyond the length.
 
     python -m recipes.language_modelling --data DIR            # DIR/lm: books and WikiText-2
     python -m recipes.language_modelling --data DIR --sizes small --seeds 1
@@ -6,7 +6,7 @@
     python -m recipes.language_modelling --figure              # and as docs/figures/language_modelling.png
 
 Equal parameters at each size (within 2 %), tokens, data order and seeds; text and measures: recipes/language.py.
-Rates: the same three for every model, one seed at the smallest size, by the loss on novels beyond the training length.
+Rates: the same three for every model, one seed at the size "small", by the loss on novels beyond the training length.
 There the Transformer is read with full attention and with a window of the training length, and the better one counts,
 seed by seed. Hope is read with its levels frozen and with their writes on.
 """

@@ -151,4 +151,4 @@ def test_variants_are_paired_with_the_same_seeds_of_hope(tmp_path: Path) -> None
 
 def test_the_whole_hope_of_the_ablations_is_the_one_of_the_language_models() -> None:
     labels = [ablations.label(variant) for variant in ablations.VARIANTS]
-    assert labels[0] == f"hope-{next(iter(SIZES))}" and len(set(labels)) == len(labels)
+    assert labels[0] == f"hope-{language.SWEPT}" and len(set(labels)) == len(labels)
