@@ -51,14 +51,22 @@ def values(models: dict[str, list[Cell]], line: str, part: str) -> list[float]:
     return bits(cells, text, where, ways) if where else [found[text] for found in cells]
 
 
-def run_size(size: str, rates: dict[str, float], seeds: int, folder: Folder) -> dict[str, list[Cell]]:
-    """The cells of a size, with what they read of the test text."""
-    made: dict[str, list[Cell]] = {name: [] for name in MODELS}
-    for seed in range(seeds):
-        for name, rate in rates.items():
-            config = language.config_for(name, size)
-            made[name].append(language.measured(f"{name}-{size}", config, rate, seed, folder))
-    return made
+def run_model(name: str, size: str, rate: float, seeds: int, folder: Folder) -> list[Cell]:
+    """The cells of a model and size with what they read of the test text, each with its rate.
+
+    A model of which a seed diverges takes the next lower rate for all of them.
+    """
+    config = language.config_for(name, size)
+    for lr in sorted((lr for lr in language.RATES if lr <= rate), reverse=True):
+        made: list[Cell] = []
+        for seed in range(seeds):
+            found = language.measured(f"{name}-{size}", config, lr, seed, folder)
+            if found["loss"] is None:  # what `rounded` makes of NaN
+                break
+            made.append({"rate": lr} | found)
+        else:
+            return made
+    raise ValueError(f"{name} at size {size} diverges at every rate up to {rate:g}; add a lower one to RATES")
 
 
 def compare(models: dict[str, list[Cell]]) -> dict[str, dict[str, Cell]]:
@@ -79,7 +87,7 @@ def report(sizes: Sequence[str], seeds: int, folder: Folder) -> Path:
     rates = {name: language.chosen_rate(found) for name, found in swept.items()}
     for name, found in swept.items():
         del found[f"{rates[name]:g}"]["cpu_seconds"]  # of a cell that stands below
-    models = {size: run_size(size, rates, seeds, folder) for size in sizes}
+    models = {size: {name: run_model(name, size, rates[name], seeds, folder) for name in MODELS} for size in sizes}
     metrics: Cell = {"sweep": swept, "chosen rate": rates, "models": models}
     metrics["comparisons"] = {size: compare(cells) for size, cells in models.items()}
     return write_result("language_modelling", settings(folder), list(range(seeds)), metrics)
@@ -115,6 +123,12 @@ def page(result: Cell) -> str:
         lines += [f"**{size}** ({count:,} parameters)", "", f"| bits per byte | {titles} |", rule]
         for line in LINES:
             lines.append(f"| {line} | {' | '.join(shown(interval(values(models, line, part))) for part in PARTS)} |")
+        for name, found in models.items():
+            if found[0]["rate"] < metrics["chosen rate"][name]:
+                lines += [
+                    "",
+                    f"{name}: rate {found[0]['rate']:g}, because it diverged at {metrics['chosen rate'][name]:g}.",
+                ]
         lines += ["", f"| difference | {titles} |", rule]
         for pair, found in metrics["comparisons"][size].items():
             lines.append(f"| {pair} | {' | '.join(difference(found[part]) for part in PARTS)} |")

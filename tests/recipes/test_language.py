@@ -107,7 +107,7 @@ def test_the_rate_with_the_least_loss_on_novels_is_chosen() -> None:
 def made(value: float, ways: tuple[str, ...]) -> dict[str, object]:
     """A cell whose every loss is `value`, and 1 more in the second way to read it."""
     text = {way: {"late": value + i, "beyond": value + i, "by position": [value + i] * 4} for i, way in enumerate(ways)}
-    return {"parameters": 100, "held out": value, "novels": text, "test": text, "cpu_seconds": 30.0}
+    return {"rate": 0.01, "parameters": 100, "held out": value, "novels": text, "test": text, "cpu_seconds": 30.0}
 
 
 def test_hope_is_compared_with_the_better_transformer_seed_by_seed() -> None:
@@ -122,13 +122,30 @@ def test_hope_is_compared_with_the_better_transformer_seed_by_seed() -> None:
     assert found["hope - titans-lmm"]["held out"]["verdict"] == "worse"
     assert found["hope - gated-delta-net"]["held out"]["verdict"] == "no difference shown"
     assert found["hope, writing - hope"]["WikiText-2"]["mean"] == -1.0
-    result = {"metrics": {"models": {"small": models}, "comparisons": {"small": found}}}
+    rates = dict.fromkeys(models, 0.01) | {"titans-lmm": 0.02}
+    result = {"metrics": {"chosen rate": rates, "models": {"small": models}, "comparisons": {"small": found}}}
     text = language_modelling.page(result)
     assert (
         "| titans-lmm | 0.750 ± 0.621 |" in text
         and "| hope, writing - transformer | **-1.000 [-1.000, -1.000]** |" in text
         and text.endswith("6 CPU minutes together.")
     )
+
+
+def test_a_model_that_diverges_takes_a_lower_rate_for_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = sorted(language.RATES)
+    asked: list[tuple[float, int]] = []
+
+    def measured(label: str, config: object, lr: float, seed: int, folder: object) -> dict[str, object]:
+        asked.append((lr, seed))
+        return {"loss": None if (lr, seed) == (third, 1) or lr == first else lr}
+
+    monkeypatch.setattr(language, "measured", measured)
+    cells = language_modelling.run_model("hope", "small", third, 2, None)
+    assert [(c["rate"], c["loss"]) for c in cells] == [(second, second)] * 2
+    assert asked == [(third, 0), (third, 1), (second, 0), (second, 1)]
+    with pytest.raises(ValueError, match="hope at size small diverges at every rate up to 0.008"):
+        language_modelling.run_model("hope", "small", first, 2, None)
 
 
 def test_variants_are_paired_with_the_same_seeds_of_hope(tmp_path: Path) -> None:
