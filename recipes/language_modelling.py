@@ -54,7 +54,7 @@ def values(models: dict[str, list[Cell]], line: str, part: str) -> list[float]:
 def run_model(name: str, size: str, rate: float, seeds: int, folder: Folder) -> list[Cell]:
     """The cells of a model and size with what they read of the test text, each with its rate.
 
-    A model of which a seed diverges takes the next lower rate for all of them.
+    A model of which a seed diverges takes the next lower rate for all of them; [] = it diverges at all of the three.
     """
     config = language.config_for(name, size)
     for lr in sorted((lr for lr in language.RATES if lr <= rate), reverse=True):
@@ -66,12 +66,17 @@ def run_model(name: str, size: str, rate: float, seeds: int, folder: Folder) -> 
             made.append({"rate": lr} | found)
         else:
             return made
-    raise ValueError(f"{name} at size {size} diverges at every rate up to {rate:g}; add a lower one to RATES")
+    return []
+
+
+def lines_of(models: dict[str, list[Cell]]) -> list[str]:
+    """The lines of a size: those of the models that did not diverge."""
+    return [line for line, (name, _) in LINES.items() if models[name]]
 
 
 def compare(models: dict[str, list[Cell]]) -> dict[str, dict[str, Cell]]:
     """Hope, frozen and writing, against each other line and itself: paired differences by part, in bits per byte."""
-    others = [line for line in LINES if not line.startswith("hope")]
+    others = [line for line in lines_of(models) if not line.startswith("hope")]
     pairs = [(mine, other) for mine in ("hope", "hope, writing") for other in others] + [("hope, writing", "hope")]
     made: dict[str, dict[str, Cell]] = {}
     for mine, other in pairs:
@@ -121,10 +126,12 @@ def page(result: Cell) -> str:
     for size, models in metrics["models"].items():
         count = models["hope"][0]["parameters"]
         lines += [f"**{size}** ({count:,} parameters)", "", f"| bits per byte | {titles} |", rule]
-        for line in LINES:
+        for line in lines_of(models):
             lines.append(f"| {line} | {' | '.join(shown(interval(values(models, line, part))) for part in PARTS)} |")
         for name, found in models.items():
-            if found[0]["rate"] < metrics["chosen rate"][name]:
+            if not found:
+                lines += ["", f"{name}: diverged at all rates up to {metrics['chosen rate'][name]:g}."]
+            elif found[0]["rate"] < metrics["chosen rate"][name]:
                 lines += [
                     "",
                     f"{name}: rate {found[0]['rate']:g}, because it diverged at {metrics['chosen rate'][name]:g}.",
@@ -171,9 +178,10 @@ def draw(result: Cell, path: Path) -> None:
 
 def by_size(axes: Any, models: dict[str, dict[str, list[Cell]]], part: str) -> None:
     """Every seed a dot, the mean a line."""
-    counts = [found["transformer"][0]["parameters"] for found in models.values()]
     for line, (name, ways) in LINES.items():
-        cells = [values(found, line, part) for found in models.values()]
+        having = [size for size, found in models.items() if found[name]]
+        cells = [values(models[size], line, part) for size in having]
+        counts = [models[size][name][0]["parameters"] for size in having]
         style = {"color": COLOURS[name], "linestyle": "--" if "learning" in ways else "-"}
         axes.plot(counts, [language.mean(found) for found in cells], label=line, **style)
         for count, found in zip(counts, cells, strict=True):
@@ -181,7 +189,8 @@ def by_size(axes: Any, models: dict[str, dict[str, list[Cell]]], part: str) -> N
     axes.set(
         xscale="log", xlabel="parameters", ylabel="bits per byte", title=f"{part}, beyond {language.LENGTH} tokens"
     )
-    axes.set_xticks(counts, [f"{count / 1e6:.2f}M" for count in counts])
+    ticks = [found["hope"][0]["parameters"] for found in models.values()]
+    axes.set_xticks(ticks, [f"{count / 1e6:.2f}M" for count in ticks])
     axes.minorticks_off()
     axes.legend(fontsize=8)
 
@@ -192,7 +201,7 @@ def by_position(axes: Any, models: dict[str, list[Cell]], text: str, title: str)
     places = [(i + 0.5) * language.LONG / len(zero) for i in range(len(zero))]
     styles = {"full": ":", "window": "-", "frozen": "-", "learning": "--"}
     for name, colour in COLOURS.items():
-        for way in models[name][0][text]:
+        for way in models[name][0][text] if models[name] else ():
             line = [a - b for a, b in zip(curve(models[name], text, way), zero, strict=True)]
             axes.plot(places, line, color=colour, linestyle=styles[way], linewidth=1.3)
     axes.axvline(language.LENGTH, color="black", linewidth=0.6)

@@ -144,8 +144,7 @@ def test_a_model_that_diverges_takes_a_lower_rate_for_all_seeds(monkeypatch: pyt
     cells = language_modelling.run_model("hope", "small", third, 2, None)
     assert [(c["rate"], c["loss"]) for c in cells] == [(second, second)] * 2
     assert asked == [(third, 0), (third, 1), (second, 0), (second, 1)]
-    with pytest.raises(ValueError, match="hope at size small diverges at every rate up to 0.008"):
-        language_modelling.run_model("hope", "small", first, 2, None)
+    assert language_modelling.run_model("hope", "small", first, 2, None) == []
 
 
 def test_variants_are_paired_with_the_same_seeds_of_hope(tmp_path: Path) -> None:
