@@ -58,9 +58,9 @@ class Way:
 DECAYED = InnerRule(decay=0.03)
 THREE, SAME = (256, 1024, 4096), (256, 256, 256)
 WAYS: dict[str, Way] = {
-    "plain": Way(0.0002, InnerRule(kappa=0)),
-    "erase": Way(0.0004, InnerRule(kappa=0, erase=0.5)),
-    "decay": Way(0.0004, InnerRule(kappa=0, decay=0.03)),
+    "plain": Way(2.5e-5, InnerRule(kappa=0)),
+    "erase": Way(0.0001, InnerRule(kappa=0, erase=0.5)),
+    "decay": Way(0.0001, InnerRule(kappa=0, decay=0.03)),
     "old keys": Way(0.01),
     "old keys, erase": Way(0.02, InnerRule(erase=0.5)),
     "old keys, decay": Way(0.02, DECAYED),
@@ -70,7 +70,7 @@ WAYS: dict[str, Way] = {
     "three levels": Way(0.02, DECAYED, THREE, (1.0, 1.0, 1.0)),
     "control: one period, rates per token of three levels": Way(0.02, DECAYED, SAME, (1.0, 1 / 4, 1 / 16)),
 }
-TUNED = {"fine-tuning, SGD": 1e-3, "fine-tuning, AdamW": 1e-5, "LoRA, AdamW": 5e-5}  # the first rates to try
+TUNED = {"fine-tuning, SGD": 1e-4, "fine-tuning, AdamW": 2.5e-6, "LoRA, AdamW": 2.5e-5}  # the first rates to try
 KEPT: dict[str, Way] = {
     "one period": Way(0.08, DECAYED),
     "three levels": Way(0.08, DECAYED, THREE, (1.0, 1.0, 1.0)),
@@ -200,7 +200,8 @@ def curve(name: str, text: str) -> Cell:
         if lost > STOP:
             break
     way = WAYS.get(name, Way(0.0))
-    made = Curve(Setting(name, way.periods, way.ratios), tuple(points), still["nats"], still["stories"])
+    setting = Setting(name=name, periods=way.periods, ratios=way.ratios)
+    made = Curve(setting=setting, points=tuple(points), frozen=still["nats"], domain=still["stories"])
     return {
         "points": [asdict(p) for p in points],
         "gain at forgetting": {f"{x:g}": made.best_within(x) for x in LOSSES},
