@@ -46,7 +46,7 @@ STAGES = (
     (0.75, 384),
     (1.0, LENGTH),
 )  # until this share of the steps: tokens; 0 = ends
-STEPS, TOKENS = 480, 2_048
+STEPS, TOKENS = 800, 2_048
 LANGUAGE, PART = 0.5, 4  # weight of the language-modelling term; it is taken on every PART-th token, at random
 TRAINED = ("s-niah-1", "s-niah-2")
 MUON, MOMENTUM, DECAY, FALL = 4.0, 0.9, 0.01, 0.3  # Muon's rate over AdamW's; the share of steps in which rates fall
@@ -134,14 +134,14 @@ def hope(config: ModelConfig) -> LanguageModel:
 # --- training ---------------------------------------------------------------------------------------------------
 
 
-def length_at(step: int) -> int:
-    """Tokens of a row."""
-    return next(length for until, length in STAGES if step < until * STEPS or until == 1)
+def length_at(step: int, steps: int = STEPS) -> int:
+    """Tokens of a row, in a training of `steps`."""
+    return next(length for until, length in STAGES if step < until * steps or until == 1)
 
 
-def batch(step: int, seed: int) -> Examples:
+def batch(step: int, seed: int, steps: int = STEPS) -> Examples:
     """TOKENS tokens in rows of one length, the TRAINED tasks in equal parts; `ends` in the first stage."""
-    length, own = length_at(step), len(TRAINED) * (seed * 1_000_003 + step)
+    length, own = length_at(step, steps), len(TRAINED) * (seed * 1_000_003 + step)
     if not length:
         return ends(own)
     rows = TOKENS // length
@@ -193,15 +193,15 @@ def pace(step: int, steps: int) -> float:
     return min(1, (step + 1) / WARMUP, (1 - step / steps) / FALL)
 
 
-def train(model: LanguageModel, lr: float, seed: int, stop: int = STEPS) -> float:
-    """Fit fresh rows of every step, the first `stop` of STEPS; the mean loss of the last ones."""
+def train(model: LanguageModel, lr: float, seed: int, *, steps: int = STEPS, stop: int | None = None) -> float:
+    """Fit fresh rows of every step, the first `stop` of `steps`; the mean loss of the last ones."""
     generator = torch.Generator().manual_seed(seed)
     return minimise(
         model,
-        lambda step: loss_on(model, batch(step, seed), generator),
-        stop,
+        lambda step: loss_on(model, batch(step, seed, steps), generator),
+        stop or steps,
         optimizer_of(model, lr),
-        lambda step, _: pace(step, STEPS),
+        lambda step, _: pace(step, steps),
     )
 
 
