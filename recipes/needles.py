@@ -109,8 +109,8 @@ def compared(cells: dict[str, list[Cell]], task: str, length: int) -> Cell:
             made[name] = {}
             for what in ("exact", "bits"):
                 mine, theirs = ([c[task][str(length)][what] for c in cells[n]] for n in ("hope", name))
-                shared = min(len(mine), len(theirs))
-                difference = paired(mine[:shared], theirs[:shared])
+                both = [pair for pair in zip(mine, theirs, strict=False) if None not in pair]  # None: not finite
+                difference = paired([m for m, _ in both], [t for _, t in both])
                 made[name][what] = asdict(difference) | {
                     "verdict": verdict(difference, smaller_is_better=what == "bits")
                 }
@@ -154,7 +154,7 @@ def page(result: Cell) -> str:
         lines += [f"| model | {' | '.join(lengths)} |", "|---" * (1 + len(lengths)) + "|"]
         for name, cells in metrics["cells"].items():
             bits = [[c[task][length]["bits"] for c in cells if length in c[task]] for length in lengths]
-            lines.append(f"| {name} | {' | '.join(f'{sum(b) / len(b):.2f}' if b else '–' for b in bits)} |")
+            lines.append(f"| {name} | {' | '.join(mean_bits(b) for b in bits)} |")
     for task, found in metrics[f"hope minus baseline at {FAR}"].items():
         lines += ["", f"**hope minus baseline**, {task} at {FAR} tokens", ""]
         lines += ["| baseline | answers right, points | | bits | |", "|---|---|---|---|---|"]
@@ -162,6 +162,12 @@ def page(result: Cell) -> str:
             shown = [f"{between(made[what], scale)} | {made[what]['verdict']}" for what, scale in UNITS]
             lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join([*lines[1:], "", f"{cpu_minutes(metrics):.1f} CPU minutes."])
+
+
+def mean_bits(values: Sequence[float | None]) -> str:
+    """Their mean; a dash for nothing, and where one is not finite."""
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.2f}" if known and len(known) == len(values) else "–"
 
 
 UNITS = (("exact", 100.0), ("bits", 1.0))
