@@ -15,18 +15,15 @@ writes of the levels), and two rows are ours: the levels without writes, and the
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from nestling.evals.statistics import Interval, paired, verdict
 from nestling.models.ablations import ABLATIONS
 from recipes import language, language_modelling
 from recipes.cells import Cell, cpu_minutes, write_result
+from recipes.command import add_data, parser_of, run
 from recipes.language import Folder
 
 SIZE = language.SWEPT
@@ -158,22 +155,14 @@ def context(axes: Any, cells: dict[str, list[Cell]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser = parser_of("ablations", __doc__)
+    add_data(parser)
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/ablations.png from it")
     options = parser.parse_args(argv)
     if "Hope" not in options.variants:
         parser.error("--variants must name Hope: the others are compared with it")
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.variants, options.seeds, options.data))
-    newest = json.loads(max(Path("results/ablations").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/ablations.png"))
-    print(page(newest))
+    run("ablations", options, lambda: report(options.variants, options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ tokens (recipes/babilong_stream.py) is read by the seed that is best on validati
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -42,6 +41,7 @@ from nestling.models.config import ModelConfig
 from nestling.models.presets import count
 from recipes.babilong_figures import draw, page
 from recipes.cells import Cell, cell, rounded, write_result
+from recipes.command import add_data, parser_of, run
 from recipes.fitting import fit
 
 QUESTIONS, VALIDATION_STORIES, VOCAB = "qa1", 200, 512
@@ -251,20 +251,12 @@ def differences(tests: dict[str, Cell]) -> Cell:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser = parser_of("babilong", __doc__)
+    add_data(parser)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/babilong.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.models, options.seeds, options.data))
-    newest = json.loads(max(Path("results/babilong").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/babilong.png"))
-    print(page(newest))
+    run("babilong", options, lambda: report(options.models, options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ chosen on the same validation texts, among about twenty settings of rate, kappa 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,11 +35,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestling.evals.continual import continual
-from nestling.evals.statistics import interval, paired
+from nestling.evals.continual import continual, mean
+from nestling.evals.statistics import paired
 from nestling.memories.continuum import ContinuumLevel, InnerRule
-from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.cells import Cell, cell, rounded, write_result
+from recipes.class_incremental_page import CONTEXT, FROZEN, MEMORY, TRAINED, draw, page
 from recipes.class_tasks import LONGEST, SIZES, Example, Stream, load_texts, stream
+from recipes.command import add_data, parser_of, run
 from recipes.continual_methods.classifier import Classifier, labels_of
 from recipes.continual_methods.cms import CmsWrites, as_one_stream
 from recipes.continual_methods.ewc import ElasticWeights
@@ -70,7 +70,6 @@ class Row:
     values: tuple[float, ...]
 
 
-TRAINED, MEMORY, FROZEN, CONTEXT = "trained head", "memory head", "frozen features", "in context"
 ADAM, ADAM_MEMORY = (3e-4, 1e-3, 3e-3), (1e-6, 1e-5, 1e-4)
 WRITE, WRITE_HEAD = (0.005, 0.02, 0.08), (0.03, 0.1, 0.3)
 ROWS = (
@@ -187,7 +186,7 @@ def learn_stream(
         if end_only and t < len(tasks.train) - 1:
             continue
         with method.reading():
-            accuracy.append(so_far(asked, t, lambda part: mean_of(classifier.correct(part))))
+            accuracy.append(so_far(asked, t, lambda part: mean(classifier.correct(part))))
     moved = method.moved() if isinstance(method, CmsWrites) else {}
     return {"accuracy": accuracy, "moved": moved}
 
@@ -195,10 +194,6 @@ def learn_stream(
 def so_far(asked: Sequence[list[Example]], t: int, score: Callable[[list[Example]], float]) -> list[float]:
     """Scores on tasks 0 to t; a class that has not come cannot be found."""
     return [score(part) if j <= t else 0.0 for j, part in enumerate(asked)]
-
-
-def mean_of(correct: Sequence[bool]) -> float:
-    return sum(correct) / len(correct)
 
 
 def joint(
@@ -210,7 +205,7 @@ def joint(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(JOINT_PASSES):
         method.learn([every[i] for i in torch.randperm(len(every), generator=generator).tolist()])
-    return [[mean_of(classifier.correct(part)) for part in asked]]
+    return [[mean(classifier.correct(part)) for part in asked]]
 
 
 @cache
@@ -269,7 +264,7 @@ def in_context(row: Row, tasks: Stream, seed: int) -> Cell:
     if row.method == "ICL":
         every = list(range(len(names)))
         right = [prompter.in_context(cut(t), pool, every, seed * 1000 + i) == y for i, (t, y) in enumerate(queries)]
-        return {"final": mean_of(right)}
+        return {"final": mean(right)}
     whole = encoder(tokenizer)
     classifier = Classifier(model, own_text_of(), len(names), None)
     memory = Gaussians(model.config.num_hidden_layers * model.config.hidden_size, len(names))
@@ -282,7 +277,7 @@ def in_context(row: Row, tasks: Stream, seed: int) -> Cell:
         for i, ((text, label), candidates) in enumerate(zip(queries, best, strict=True))
     ]
     kept = [label in candidates for (_, label), candidates in zip(queries, best, strict=True)]
-    return {"final": mean_of(right), "among candidates": mean_of(kept)}
+    return {"final": mean(right), "among candidates": mean(kept)}
 
 
 def spread(pairs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -334,7 +329,7 @@ def chosen(row: Row, rate: float, folder: str | None) -> tuple[float, dict[str, 
     found = {}
     for value in row.values:
         made = run_cell(row, value, rate, CHOOSING, CHOOSING_SEED, folder, tuning=True)
-        found[f"{value:g}"] = mean_of(made["accuracy"][-1])
+        found[f"{value:g}"] = mean(made["accuracy"][-1])
     return max(row.values, key=lambda value: found[f"{value:g}"]), found
 
 
@@ -377,7 +372,7 @@ def summary(cells: Sequence[Cell]) -> Cell:
 
 def final(made: Cell) -> float:
     """Average accuracy over all tasks at the end."""
-    return made["final"] if "final" in made else mean_of(made["accuracy"][-1])
+    return made["final"] if "final" in made else mean(made["accuracy"][-1])
 
 
 def differences(rows: Cell) -> Cell:
@@ -389,110 +384,18 @@ def differences(rows: Cell) -> Cell:
     }
 
 
-def page(result: Cell) -> str:
-    """The result as markdown."""
-    text, seed, count = result["config"]["chosen on"]
-    lines = ["", f"Validation texts of {text}, seed {seed}, {count} texts per class, % at the end, by value tried:", ""]
-    for row, tried in result["metrics"]["tried"].items():
-        if tried:
-            lines.append(f"* {row}: {', '.join(f'{100 * v:.1f} at {value}' for value, v in tried.items())}")
-    for name, rows in result["metrics"]["sets"].items():
-        gaps = rows["differences"]
-        hopes = [row for row in rows if row.startswith("Hope")]
-        lines += ["", f"**{name}**, {len(result['seeds'])} seeds, %", ""]
-        lines += ["| method | at the end | right after learning | forgetting | best Hope of the same head less this |"]
-        lines += ["|---|---:|---:|---:|---:|"]
-        for row, made in rows.items():
-            if row == "differences":
-                continue
-            head = row.split(", ")[1]
-            best = best_of([hope for hope in hopes if hope.endswith(head)] or hopes, rows)
-            gap = "" if row in hopes else shown(gaps[best][row], "+.1f")
-            cells = [shown(vars(interval(made[key]))) if key in made else "" for key in ("final", "learned")]
-            lost = shown(vars(interval(made["forgetting"]))) if "forgetting" in made else ""
-            lines.append(f"| {row} | {' | '.join(cells)} | {lost} | {gap} |")
-    return "\n".join([*lines[1:], "", f"CPU time: {cpu_minutes(result['metrics']):.0f} minutes (rates not counted)."])
-
-
-def best_of(names: Sequence[str], rows: Cell) -> str:
-    """The row with the highest mean at the end."""
-    return max(names, key=lambda name: mean_of(rows[name]["final"]))
-
-
-def shown(found: Cell, form: str = ".1f") -> str:
-    """Mean and interval."""
-    if found["low"] is None:
-        return f"{found['mean']:{form}}"
-    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
-
-
-def draw(result: Cell, path: Path) -> None:
-    """Average accuracy over the classes so far after each task, mean over seeds, one panel a set and head."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    sets, heads = result["metrics"]["sets"], (TRAINED, MEMORY)
-    figure, axes = plt.subplots(2, len(sets), figsize=(3.6 * len(sets) + 2, 6.4), squeeze=False, sharey=True)
-    for column, (name, rows) in enumerate(sets.items()):
-        for line, head in enumerate(heads):
-            panel = axes[line, column]
-            for method, colour in COLOURS.items():
-                made = rows.get(f"{method}, {head}")
-                if made is None:
-                    continue
-                curves = [[mean_of(r[: t + 1]) for t, r in enumerate(c["accuracy"])] for c in made["cells"]]
-                curve = [100 * mean_of(points) for points in zip(*curves, strict=True)]
-                if method == "joint":
-                    panel.axhline(mean_of(made["final"]), color=colour, linestyle=":", label=method)
-                else:
-                    panel.plot(range(1, len(curve) + 1), curve, color=colour, marker=".", linewidth=1.2, label=method)
-            if (klda := rows.get(f"KLDA, {FROZEN}")) is not None:
-                panel.axhline(mean_of(klda["final"]), color="black", linestyle="--", linewidth=0.8, label="KLDA")
-            panel.set_title(f"{name}, {head}", fontsize=10)
-            panel.set_ylim(0, 100)
-    for panels in axes:
-        panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.supylabel("accuracy on all classes so far, %", fontsize=9)
-    figure.supxlabel("tasks learned", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-
-
-COLOURS = {
-    "Hope-1": "#9ac1e6",
-    "Hope-2": "#4a90c8",
-    "Hope-3": "#1a4f7a",
-    "frozen": "#8a8a8a",
-    "sequential": "#c05621",
-    "LoRA": "#d69e2e",
-    "EWC": "#b83280",
-    "replay": "#2f855a",
-    "joint": "#2f855a",
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="the folder that holds cl/; else the variable NESTLING_DATA")
+    parser = parser_of("class_incremental", __doc__)
+    add_data(parser)
     parser.add_argument(
         "--sets", nargs="*", choices=tuple(SIZES), default=list(SIZES), help="none: only what is chosen is measured"
     )
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/class_incremental.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        rows = [row for row in ROWS if row.head in options.heads and row.method in options.methods]
-        print(report(rows, options.sets, options.seeds, options.data))
-    newest = json.loads(max(Path("results/class_incremental").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/class_incremental.png"))
-    print(page(newest))
+    rows = [row for row in ROWS if row.head in options.heads and row.method in options.methods]
+    run("class_incremental", options, lambda: report(rows, options.sets, options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,14 @@ from recipes import it_learns
 from recipes import pretrained_reading as pretrained
 from recipes import what_limits_reading as limits
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import add_data, newest
 
 LIMIT, SEEDS = 100, (0, 1, 2)
 STEPS = {"transformer": 3000, "hope-attention": 3000, "hope": 1250}
 PRETRAINED, CONTEXT = "stories260K, converted", 512
 MODELS = {name: SEEDS for name in STEPS} | {PRETRAINED: SEEDS[:1]}
 AVERAGED = ("lambada", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "siqa", "boolq")  # of the paper
-RUNS, RESULTS = Path("runs/common_sense"), Path("results/common_sense")
+RUNS = Path("runs/common_sense")
 
 
 def reader(name: str, seed: int) -> tuple[ReadingModel, Tokenizer, int | None]:
@@ -135,13 +136,13 @@ def shown(row: Cell) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    add_data(parser)
     parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if not options.table:
         print(report(options.data))
-    print(page(json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))))
+    print(page(newest("common_sense")))
 
 
 if __name__ == "__main__":

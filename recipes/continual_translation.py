@@ -19,8 +19,6 @@ as many as fit, in equal parts of every language that was learned.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -30,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nestling.evals.continual import continual
+from nestling.evals.continual import continual, mean
 from nestling.evals.statistics import interval, paired
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import add_data, parser_of, run, shown
 from recipes.translation_tasks import SEQUENCES, Pairs, language
 
 if TYPE_CHECKING:
@@ -213,10 +212,6 @@ def in_context(sequence: str, seed: int, folder: str | None) -> Cell:
     return cell(RUNS, f"test-{len(SEQUENCES[sequence])}-ICL-{seed}", work)
 
 
-def mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def report(seeds: int, folder: str | None) -> Path:
     """Run what is missing, and write the result."""
     metrics: Cell = {"tried": {}, "chosen": {}, "sequences": {}}
@@ -226,7 +221,7 @@ def report(seeds: int, folder: str | None) -> Path:
         found = {}
         for value in METHODS[name] if len(METHODS[name]) > 1 else ():
             made = run_cell(same, value, rate, CHOOSING, CHOOSING_SEED, folder, tuning=True)
-            found[f"{value:g}"] = mean_of(made["bits"][-1])
+            found[f"{value:g}"] = mean(made["bits"][-1])
         value = min(METHODS[name], key=lambda v: found.get(f"{v:g}", 0.0))
         rate = value if name == "sequential" else rate
         metrics["tried"][name], metrics["chosen"][name] = found, value
@@ -252,15 +247,15 @@ def summary(cells: Sequence[Cell]) -> Cell:
     """The cells, and by seed the means over the languages of what the table prints."""
     made: Cell = {"cells": list(cells)}
     if "bits" in cells[0]:
-        made["bits"] = [mean_of(c["sequence"]["bits"]) for c in cells]
-        made["no source"] = [mean_of(c["sequence"]["no source"]) for c in cells]
-        made["chrF"] = [mean_of(c["sequence"]["chrF"]) for c in cells]
+        made["bits"] = [mean(c["sequence"]["bits"]) for c in cells]
+        made["no source"] = [mean(c["sequence"]["no source"]) for c in cells]
+        made["chrF"] = [mean(c["sequence"]["chrF"]) for c in cells]
     else:
-        made |= {key: [mean_of([one[key] for one in c["sequence"]]) for c in cells] for key in ("bits", "chrF")}
+        made |= {key: [mean([one[key] for one in c["sequence"]]) for c in cells] for key in ("bits", "chrF")}
     if "alone" in cells[0]:
         for key in ("bits", "chrF"):
             values = [[one[key] for one in c["alone"]] for c in cells]
-            made[f"{key} alone"] = [mean_of([flat(v) for v in seed]) for seed in values]
+            made[f"{key} alone"] = [mean([flat(v) for v in seed]) for seed in values]
     if len(cells[0].get("bits", ())) > 1:
         numbers = [continual(c["bits"], smaller_is_better=True, initial=c["first"]).to_dict() for c in cells]
         made |= {key: [n[key] for n in numbers] for key in numbers[0] if key != "average"}
@@ -286,8 +281,8 @@ def page(result: Cell) -> str:
     lines = []
     for sequence, found in result["metrics"]["sequences"].items():
         methods, gaps = found["methods"], found["differences"]
-        best = min(gaps, key=lambda name: mean_of(methods[name]["bits"]))
-        first = mean_of(methods["ICL"]["cells"][0]["first"])
+        best = min(gaps, key=lambda name: mean(methods[name]["bits"]))
+        first = mean(methods["ICL"]["cells"][0]["first"])
         lines += ["", f"**{sequence}** (before: {first:.3f} bits per byte)", ""]
         titles = ["bits, in sequence", "bits, alone", "sources exchanged", "forgetting, bits", "chrF, in sequence"]
         lines += [
@@ -301,13 +296,6 @@ def page(result: Cell) -> str:
             gap = "" if name == best else shown(gaps[best][name], "+.3f")
             lines.append(f"| {name} | {' | '.join(cells)} | {gap} |")
     return "\n".join([*lines[1:], "", f"CPU time: {cpu_minutes(result['metrics']):.0f} minutes (rates not counted)."])
-
-
-def shown(found: Cell, form: str) -> str:
-    """Mean and interval."""
-    if found["low"] is None:
-        return f"{found['mean']:{form}}"
-    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def draw(result: Cell, path: Path) -> None:
@@ -340,19 +328,11 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="the folder that holds mt/; else the variable NESTLING_DATA")
+    parser = parser_of("continual_translation", __doc__)
+    add_data(parser)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/continual_translation.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.seeds, options.data))
-    newest = json.loads(max(Path("results/continual_translation").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/continual_translation.png"))
-    print(page(newest))
+    run("continual_translation", options, lambda: report(options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

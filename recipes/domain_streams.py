@@ -16,8 +16,6 @@ and online those of what was read. Hope-2 and -3 have the rate of Hope-1.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +25,11 @@ import torch
 from torch import Tensor
 
 from nestling.data import load_documents
-from nestling.evals.continual import continual
+from nestling.evals.continual import continual, mean
 from nestling.evals.statistics import interval, paired
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import add_data, parser_of, run, shown
+from recipes.continual_methods import COLOURS
 
 if TYPE_CHECKING:
     from recipes.continual_methods.language import Text
@@ -107,10 +107,6 @@ def run_cell(name: str, value: float, rate: float, seed: int, folder: str | None
     return cell(RUNS, f"{'choose' if tuning else 'test'}-{name}-{value:g}-{seed}", work)
 
 
-def mean_of(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def report(seeds: int, folder: str | None) -> Path:
     """Run what is missing, and write the result."""
     metrics: Cell = {"domains": list(DOMAINS), "tried": {}, "chosen": {}, "methods": {}}
@@ -118,7 +114,7 @@ def report(seeds: int, folder: str | None) -> Path:
     for name in ("sequential", *(name for name in METHODS if name != "sequential")):
         same = "Hope-1" if name.startswith("Hope") else name
         found = {
-            f"{value:g}": mean_of(run_cell(same, value, rate, CHOOSING_SEED, folder, tuning=True)["losses"][-1])
+            f"{value:g}": mean(run_cell(same, value, rate, CHOOSING_SEED, folder, tuning=True)["losses"][-1])
             for value in METHODS[name]
         }
         value = min(METHODS[name], key=lambda v: found[f"{v:g}"])
@@ -126,7 +122,7 @@ def report(seeds: int, folder: str | None) -> Path:
         metrics["tried"][name], metrics["chosen"][name] = found, value
     for name in METHODS:
         cells = [run_cell(name, metrics["chosen"][name], rate, seed, folder, tuning=False) for seed in range(seeds)]
-        made: Cell = {"cells": cells, "final": [mean_of(c["losses"][-1]) for c in cells]}
+        made: Cell = {"cells": cells, "final": [mean(c["losses"][-1]) for c in cells]}
         if name != "joint":
             numbers = [continual(c["losses"], smaller_is_better=True, initial=c["first"]).to_dict() for c in cells]
             made |= {key: [n[key] for n in numbers] for key in numbers[0] if key != "average"}
@@ -146,24 +142,17 @@ def page(result: Cell) -> str:
     metrics = result["metrics"]
     domains = metrics["domains"]
     first = next(iter(metrics["methods"].values()))["cells"][0]["first"]
-    best = min(metrics["differences"], key=lambda name: mean_of(metrics["methods"][name]["final"]))
+    best = min(metrics["differences"], key=lambda name: mean(metrics["methods"][name]["final"]))
     lines = [f"| method | {' | '.join(domains)} | mean | forgetting | {best} less this |"]
     lines += ["|---" + "|---:" * (len(domains) + 3) + "|"]
-    lines += [f"| before | {' | '.join(f'{x:.3f}' for x in first)} | {mean_of(first):.3f} | | |"]
+    lines += [f"| before | {' | '.join(f'{x:.3f}' for x in first)} | {mean(first):.3f} | | |"]
     for name, made in metrics["methods"].items():
-        ends = [mean_of(values) for values in zip(*(c["losses"][-1] for c in made["cells"]), strict=True)]
-        lost = shown(vars(interval(made["forgetting"]))) if "forgetting" in made else ""
+        ends = [mean(values) for values in zip(*(c["losses"][-1] for c in made["cells"]), strict=True)]
+        lost = shown(vars(interval(made["forgetting"])), ".3f") if "forgetting" in made else ""
         gap = "" if name == best else shown(metrics["differences"][best][name], "+.3f")
-        mean = shown(vars(interval(made["final"])))
-        lines.append(f"| {name} | {' | '.join(f'{x:.3f}' for x in ends)} | {mean} | {lost} | {gap} |")
+        average = shown(vars(interval(made["final"])), ".3f")
+        lines.append(f"| {name} | {' | '.join(f'{x:.3f}' for x in ends)} | {average} | {lost} | {gap} |")
     return "\n".join([*lines, "", f"CPU time: {cpu_minutes(metrics):.0f} minutes (rates not counted)."])
-
-
-def shown(found: Cell, form: str = ".3f") -> str:
-    """Mean and interval."""
-    if found["low"] is None:
-        return f"{found['mean']:{form}}"
-    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def draw(result: Cell, path: Path) -> None:
@@ -177,10 +166,11 @@ def draw(result: Cell, path: Path) -> None:
     domains = metrics["domains"]
     figure, axes = plt.subplots(1, len(domains), figsize=(13, 3.8))
     for j, (panel, domain) in enumerate(zip(axes, domains, strict=True)):
-        for name, colour in COLOURS.items():
+        for name in metrics["methods"]:
+            colour = COLOURS[name]
             cells = metrics["methods"][name]["cells"]
             curves = [[c["first"][j], *(row[j] for row in c["losses"])] for c in cells]
-            curve = [mean_of(points) for points in zip(*curves, strict=True)]
+            curve = [mean(points) for points in zip(*curves, strict=True)]
             if name == "joint":
                 panel.axhline(curve[-1], color=colour, linestyle=":", label=name)
             else:
@@ -193,32 +183,12 @@ def draw(result: Cell, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-COLOURS = {
-    "Hope-1": "#9ac1e6",
-    "Hope-2": "#4a90c8",
-    "Hope-3": "#1a4f7a",
-    "sequential": "#c05621",
-    "LoRA": "#d69e2e",
-    "EWC": "#b83280",
-    "replay": "#2f855a",
-    "joint": "#2f855a",
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="the folder that holds lm/; else the variable NESTLING_DATA")
+    parser = parser_of("domain_streams", __doc__)
+    add_data(parser)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/domain_streams.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.seeds, options.data))
-    newest = json.loads(max(Path("results/domain_streams").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/domain_streams.png"))
-    print(page(newest))
+    run("domain_streams", options, lambda: report(options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-RESULTS, FIGURES = Path("results"), Path("docs/figures")
+from recipes.command import FIGURES, newest
+
 COLOURS = {"transformer": "#7a7a7a", "hope-attention": "#2b6cb0", "hope": "#c05621"}
 READINGS = {"limit 1 %": "#9ac1e6", "limit 0.5 %": "#2b6cb0", "default": "#7a7a7a"}
 LINES = {0: "-", 1: "--", 2: ":"}
-
-
-def newest(recipe: str) -> dict[str, Any]:
-    """The newest result of a recipe."""
-    return json.loads(max((RESULTS / recipe).glob("*.json")).read_text(encoding="utf-8"))
 
 
 def by_position(axes: Axes, recipe: str) -> None:

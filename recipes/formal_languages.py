@@ -27,8 +27,6 @@ these two terms, `hope-default` is
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -48,6 +46,7 @@ from nestling.models import NAMES, LanguageModel, Output, State, config_of, from
 from nestling.models.config import ModelConfig
 from nestling.ops.self_modifying import Rule
 from recipes.cells import Cell, cell, rounded, write_result
+from recipes.command import parser_of, run
 from recipes.fitting import fit
 from recipes.formal_languages_page import draw, page
 
@@ -310,20 +309,12 @@ def settings() -> Cell:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("formal_languages", __doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--languages", nargs="+", choices=tuple(LANGUAGES), default=list(LANGUAGES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/formal_languages.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.models, options.languages, options.seeds))
-    newest = json.loads(max(Path("results/formal_languages").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/formal_languages.png"))
-    print(page(newest))
+    run("formal_languages", options, lambda: report(options.models, options.languages, options.seeds), page, draw)
 
 
 if __name__ == "__main__":

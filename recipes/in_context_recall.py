@@ -17,7 +17,6 @@ knows anyway: a class of DBpedia is one of ten.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from nestling.evals.suite import NOTHING, Examples
 from nestling.models import LanguageModel, config_of, count, from_config, matched
 from recipes import common_sense
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import add_data, parser_of, run
 from recipes.fitting import fit
 
 MODELS = ("hope", "gated-delta-net", "transformer", "titans-lmm")
@@ -48,8 +48,7 @@ BINS = (LENGTHS, (65, 128))
 VALIDATED, TESTED, SEED = 64, 96, 10_000
 BYTES = (160, 256)  # documents for models that read bytes
 TASKS = ("records", "cloze")
-RUNS, RESULTS = Path("runs/in_context_recall"), Path("results/in_context_recall")
-FIGURE = Path("docs/figures/in_context_recall.png")
+RUNS = Path("runs/in_context_recall")
 
 
 # --- data and models --------------------------------------------------------------------------------------------
@@ -266,19 +265,11 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser = parser_of("in_context_recall", __doc__)
+    add_data(parser)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE} from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.data, options.models))
-    newest = json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, FIGURE)
-    print(page(newest))
+    run("in_context_recall", options, lambda: report(options.data, options.models), page, draw)
 
 
 if __name__ == "__main__":

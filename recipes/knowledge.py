@@ -16,12 +16,9 @@ the metric of its writes: there is one checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from nestling.data import ByteTokenizer, Passage, Tokenizer, locate, one_per_article, read_passages
 from nestling.data.questions import SQUAD
@@ -35,6 +32,7 @@ from recipes import it_learns
 from recipes import pretrained_reading as pretrained
 from recipes import what_limits_reading as limits
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import add_data, parser_of, run
 
 PASSAGES, SHORTEST, LONGEST, TIMES, SEEDS = 24, 512, 768, (1, 4, 8), (0, 1, 2)
 WRITES, RATE = limits.VARIANTS["one period, erase 0.5"], 0.056
@@ -42,7 +40,7 @@ STEPS = {"hope-attention": 3000, "hope": 1250}
 PRETRAINED = "stories260K, converted"
 MODELS = (*STEPS, PRETRAINED)
 SHOWN = ("nothing", "own", "another", "context")
-RUNS, RESULTS, FIGURE = Path("runs/knowledge"), Path("results/knowledge"), Path("docs/figures/knowledge.png")
+RUNS = Path("runs/knowledge")
 
 
 def passages(folder: str | None) -> list[Passage]:
@@ -220,19 +218,11 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser = parser_of("knowledge", __doc__)
+    add_data(parser)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE} from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.data, options.models))
-    newest = json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, FIGURE)
-    print(page(newest))
+    run("knowledge", options, lambda: report(options.data, options.models), page, draw)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,14 @@ seed by seed. Hope is read with its levels frozen and with their writes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nestling.evals.statistics import Interval, interval, paired, verdict
 from recipes import language
 from recipes.cells import Cell, cpu_minutes, write_result
+from recipes.command import add_data, parser_of, run
 from recipes.language import SIZES, Folder, bits
 
 MODELS = ("transformer", "gated-delta-net", "titans-lmm", "hope")
@@ -214,20 +211,12 @@ def curve(cells: Sequence[Cell], text: str, way: str) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where data files lie (default: $NESTLING_DATA)")
+    parser = parser_of("language_modelling", __doc__)
+    add_data(parser)
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/language_modelling.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.sizes, options.seeds, options.data))
-    newest = json.loads(max(Path("results/language_modelling").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/language_modelling.png"))
-    print(page(newest))
+    run("language_modelling", options, lambda: report(options.sizes, options.seeds, options.data), page, draw)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ a position. The models are those of recall.py. A cell of the grid differs from t
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +29,7 @@ from nestling.evals.suite import Examples, score
 from nestling.models import LanguageModel, Output, State
 from recipes import mqar
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import parser_of, run
 from recipes.fitting import fit
 from recipes.recall import BASELINES, against, best_rate, loss_on, make, shown, shown_difference, table
 
@@ -66,7 +65,6 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {  # the authors' changes, one at 
     "compression": {"vocab_size": SYMBOLS, "length": (64, 128, 256), "train_examples": FEWER},
 }
 RUNS = Path("runs/mad")
-FIGURE = Path("docs/figures/mad.png")
 
 
 # --- models -----------------------------------------------------------------------------------------------------
@@ -228,24 +226,17 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("mad", __doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", action="store_true", help="run the cells of the difficulty grid, write no result")
     parser.add_argument("--device", default="cpu", help="of the grid (default: cpu)")
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE} from it")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     if options.grid:
         return run_grid(options.models, options.tasks, options.seeds, options.device)
-    if not (options.table or options.figure):
-        print(report(options.models, options.tasks, options.seeds))
-    newest = json.loads(max(Path("results/mad").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, FIGURE)
-    print(page(newest))
+    run("mad", options, lambda: report(options.models, options.tasks, options.seeds), page, draw)
 
 
 if __name__ == "__main__":

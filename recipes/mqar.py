@@ -14,8 +14,6 @@ strings of the training lengths. The models are those of recall.py.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from torch import nn
 from nestling.evals.mqar import MQAR
 from nestling.evals.suite import Examples, score
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import parser_of, run
 from recipes.fitting import fit
 from recipes.recall import MODELS, RATES, against, best_rate, loss_on, make, shown, shown_difference, table
 
@@ -39,7 +38,6 @@ PARTS = {  # of the table: mean accuracy of some of the points
     "longer": LONGER[1:],
 }
 RUNS = Path("runs/mqar")
-FIGURE = Path("docs/figures/mqar.png")
 
 
 # --- cells ------------------------------------------------------------------------------------------------------
@@ -166,19 +164,11 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("mqar", __doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE} from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.models, options.seeds))
-    newest = json.loads(max(Path("results/mqar").glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, FIGURE)
-    print(page(newest))
+    run("mqar", options, lambda: report(options.models, options.seeds), page, draw)
 
 
 if __name__ == "__main__":

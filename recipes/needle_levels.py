@@ -13,7 +13,6 @@ would do. The rate of the writes is chosen on validation text with seed 0.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,8 @@ from nestling.models import LanguageModel
 from nestling.models.ablations import COUNTS, LOWEST, cms
 from recipes import needle_training as training
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
-from recipes.needles import TEST_SEED, newest, weights
+from recipes.command import newest, parser_of, run
+from recipes.needles import TEST_SEED, weights
 
 LEVELS = max(COUNTS)
 TASK, EXAMPLES, WINDOWS, LENGTH = "s-niah-2", 8, 4, 4 * training.LENGTH
@@ -189,18 +189,16 @@ def draw(result: Cell, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def rate_of_hope() -> float:
+    """The rate at which the needles' Hopes were trained."""
+    return newest("needles")["metrics"]["chosen rate"]["hope"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("needle_levels", __doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/needle_levels.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(newest("needles")["metrics"]["chosen rate"]["hope"], options.seeds))
-    if options.figure:
-        draw(newest("needle_levels"), Path("docs/figures/needle_levels.png"))
-    print(page(newest("needle_levels")))
+    run("needle_levels", options, lambda: report(rate_of_hope(), options.seeds), page, draw)
 
 
 if __name__ == "__main__":

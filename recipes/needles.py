@@ -14,8 +14,6 @@ a convolution without SiLU, other initial gates. Attention is read to four times
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +25,7 @@ from nestling.evals.statistics import interval, paired, verdict
 from nestling.models import LanguageModel
 from recipes import needle_training as training
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import parser_of, run
 
 ATTENTION = ("transformer", "hope-attention")
 BASELINES = ("gated-delta-net", "delta-net", "titans-lmm", "retnet", "linear-attention", "ttt-linear")
@@ -212,26 +211,13 @@ def draw(result: Cell, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def newest(recipe: str) -> Cell:
-    """The newest committed result of a recipe."""
-    return json.loads(max(Path("results", recipe).glob("*.json")).read_text(encoding="utf-8"))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("needles", __doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--finished", action="store_true", help="train nothing, report the cells that are there")
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/needles.png from it")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report(options.models, options.seeds, options.finished))
-    result = newest("needles")
-    if options.figure:
-        draw(result, Path("docs/figures/needles.png"))
-    print(page(result))
+    run("needles", options, lambda: report(options.models, options.seeds, options.finished), page, draw)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-RESULTS, FIGURES = Path("results"), Path("docs/figures")
+from recipes.command import FIGURES, newest
+
 FLOOR = 45  # per cent; what falls lower leaves its panel
 COLOURS = {
     "AdamW": "#1a1a1a",
@@ -25,11 +25,6 @@ COLOURS = {
     "DMGD": "#b83280",
     "DGD": "#805ad5",
 }
-
-
-def newest(recipe: str) -> dict[str, Any]:
-    """The newest result of a recipe."""
-    return json.loads(max((RESULTS / recipe).glob("*.json")).read_text(encoding="utf-8"))
 
 
 def damage() -> Path:

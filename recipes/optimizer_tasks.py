@@ -13,7 +13,6 @@ side, decides how many steps fit into the time of AdamW's.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -28,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from nestling.evals.statistics import interval, paired, verdict
 from nestling.optim import schedules
 from recipes.cells import Cell, cell, rounded, write_result
+from recipes.command import newest
 from recipes.learning_tasks import TASKS, Folder, Problem
 from recipes.optimizer_zoo import FACTOR, FADE, ZOO, Make, fade
 
@@ -36,7 +36,7 @@ WARMUP = 0.05  # of the steps
 MOST_RATES = 6
 LIBRARY_RATE = 1e-3  # M3's and param_groups' default, at which M3 must be stable
 ROUNDS, ROUND = 5, 10  # of the timing: rounds of steps, so that each holds one write of M3's slow memory
-RUNS, RESULTS = Path("runs/optimizer_tasks"), Path("results/optimizer_tasks")
+RUNS = Path("runs/optimizer_tasks")
 FIGURE = Path("docs/figures/optimizer_tasks.png")
 SETTINGS = ("equal steps", "equal time")
 MEASURES = ("validation loss", "test loss", "test accuracy")
@@ -216,7 +216,7 @@ def draw() -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    tasks = newest()["metrics"]["tasks"]
+    tasks = newest("optimizer_tasks")["metrics"]["tasks"]
     figure, axes = plt.subplots(2, len(tasks), figsize=(12, 6), dpi=80, sharey=True, sharex="col", squeeze=False)
     for column, (task, made) in enumerate(tasks.items()):
         for row, setting in enumerate(SETTINGS):
@@ -244,11 +244,6 @@ def draw() -> Path:
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Software": None})
     return FIGURE
-
-
-def newest() -> Cell:
-    """The newest result."""
-    return json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,8 +21,6 @@ defaults for all; "long half-life" takes back as little per write as the slowest
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,9 +35,10 @@ from nestling.evals.frontier import Curve, Point, Setting
 from nestling.evals.reading import ReadResult, gain_percent, read_text
 from nestling.memories.continuum import InnerRule
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import parser_of, run
 from recipes.pretrained_reading import DATA, known_stories, stories_loss
 
-RUNS, RESULTS = Path("runs/pretrained_frontier"), Path("results/pretrained_frontier")
+RUNS = Path("runs/pretrained_frontier")
 TEXTS, TOKENS, NEXT, PERIOD, CONTEXT = ("emma", "sherlock_holmes"), 24_576, 8_192, 256, 512
 STOP, GAINS, LOSSES = 6.0, (10.0, 15.0), (0.5, 1.0, 2.0)  # percent
 
@@ -305,17 +304,9 @@ def draw(result: Cell, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the newest committed result, run nothing")
-    parser.add_argument("--figure", action="store_true", help="draw docs/figures/pretrained_frontier.png from it")
+    parser = parser_of("pretrained_frontier", __doc__)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.table or options.figure):
-        print(report())
-    newest = json.loads(max(RESULTS.glob("*.json")).read_text(encoding="utf-8"))
-    if options.figure:
-        draw(newest, Path("docs/figures/pretrained_frontier.png"))
-    print(page(newest))
+    run("pretrained_frontier", options, lambda: report(), page, draw)
 
 
 if __name__ == "__main__":

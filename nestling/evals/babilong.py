@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from nestling.data import Tokenizer
 from nestling.evals.haystack import scattered
 from nestling.evals.protocol import Reads, token_losses
-from nestling.evals.suite import NOTHING, Examples, Score, Task
+from nestling.evals.suite import NOTHING, Examples, Score, Task, counts
 from nestling.models import State
 
 BABILONG = {
@@ -193,10 +193,7 @@ def babilong_score(
         targets = examples.targets[part][asked[part]]
         nats += token_losses(logits[None, :, : task.vocab_size], targets[None]).double().sum().item()
         right[part][asked[part]] = logits[:, : task.vocab_size].argmax(-1) == targets
-    about: dict[str, Any] = {"task": task.name, "version": task.version, "seed": seed}
-    about |= {"shortest": lengths[0], "longest": lengths[1], "n": count, "asked": int(asked.sum())}
-    exact = int((right == asked).all(1).sum())
-    return BABILongScore(**about, right=int(right.sum()), exact=exact, bits=nats / (math.log(2) * count))
+    return BABILongScore(**counts(task, lengths, seed, asked, right), bits=nats / (math.log(2) * count))
 
 
 def asked_logits(

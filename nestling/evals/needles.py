@@ -33,7 +33,7 @@ from torch import Tensor
 from nestling.data import Tokenizer
 from nestling.evals.haystack import scattered
 from nestling.evals.protocol import Reads, token_losses
-from nestling.evals.suite import NOTHING, Examples, Score, Task
+from nestling.evals.suite import NOTHING, Examples, Score, Task, counts
 
 REPEATED = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _ADJECTIVES = (
@@ -204,20 +204,8 @@ def needle_score(
         nats += token_losses(logits, part.targets.clamp_min(0))[wanted].double().sum().item()
         right[begin : begin + rows] = (logits.argmax(-1) == part.targets) & wanted
     values, wholly = whole_values(asked, right)
-    return NeedleScore(
-        task=task.name,
-        version=task.version,
-        seed=seed,
-        shortest=lengths[0],
-        longest=lengths[1],
-        n=count,
-        asked=int(asked.sum()),
-        right=int(right.sum()),
-        exact=int((right == asked).all(1).sum()),
-        values=values,
-        values_right=wholly,
-        bits=nats / (math.log(2) * int(asked.sum())),
-    )
+    bits = nats / (math.log(2) * int(asked.sum()))
+    return NeedleScore(**counts(task, lengths, seed, asked, right), values=values, values_right=wholly, bits=bits)
 
 
 def whole_values(asked: Tensor, right: Tensor) -> tuple[int, int]:

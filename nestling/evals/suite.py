@@ -135,14 +135,19 @@ def score(
     given = answers(model, examples.tokens.to(device), classes=task.vocab_size, learn=learn, rows=rows).cpu()
     asked = examples.targets != NOTHING
     right = (given == examples.targets) & asked
-    return Score(
-        task=task.name,
-        version=task.version,
-        seed=seed,
-        shortest=lengths[0],
-        longest=lengths[1],
-        n=len(examples),
-        asked=int(asked.sum()),
-        right=int(right.sum()),
-        exact=int((right == asked).all(1).sum()),
-    )
+    return Score(**counts(task, lengths, seed, asked, right))
+
+
+def counts(task: Task, lengths: tuple[int, int], seed: int, asked: Tensor, right: Tensor) -> dict[str, Any]:
+    """The fields of a `Score`: asked and right (B, T) bool say where something was asked, and where it was answered."""
+    return {
+        "task": task.name,
+        "version": task.version,
+        "seed": seed,
+        "shortest": lengths[0],
+        "longest": lengths[1],
+        "n": len(asked),
+        "asked": int(asked.sum()),
+        "right": int(right.sum()),
+        "exact": int((right == asked).all(1).sum()),
+    }

@@ -12,3 +12,15 @@
 
 A method is given a loss of examples and asked to `learn` a task; `reading()` is the context in which it is read.
 """
+
+COLOURS = {  # of the methods, in every figure
+    "Hope-1": "#9ac1e6",
+    "Hope-2": "#4a90c8",
+    "Hope-3": "#1a4f7a",
+    "frozen": "#8a8a8a",
+    "sequential": "#c05621",
+    "LoRA": "#d69e2e",
+    "EWC": "#b83280",
+    "replay": "#2f855a",
+    "joint": "#2f855a",
+}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
-import pytest
 import torch
 from torch import Tensor
 
@@ -43,25 +39,6 @@ def test_labels_count_classes_in_the_order_in_which_they_come() -> None:
     assert all(text.startswith(made.names[label]) for part in made.shown for text, label in part)
     groups = [{made.names[label] for _, label in part} for part in made.asked]
     assert {frozenset(group) for group in groups} == {frozenset(CLASSES[i : i + 2]) for i in (0, 2, 4)}
-
-
-@pytest.fixture
-def small():  # type: ignore[no-untyped-def]
-    if importlib.util.find_spec("transformers") is None:
-        assert not os.environ.get("CI"), "CI runs these tests: transformers is in the extra test"
-        pytest.skip("transformers is not installed; runs with: pip install 'nestling[test]'")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def examples(count: int, classes: int) -> list[tuple[Tensor, int]]:

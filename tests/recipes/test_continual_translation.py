@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import lzma
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -47,25 +46,6 @@ def test_test_pairs_are_the_same_for_every_seed_and_never_learned(folder: str) -
         assert len(pairs.shown) == 20 and len(pairs.asked) == 8
         assert not {english for _, english in pairs.shown} & {english for _, english in pairs.asked}
         assert not any("too long" in english or "another" in english for _, english in pairs.shown)
-
-
-@pytest.fixture
-def small():  # type: ignore[no-untyped-def]
-    if importlib.util.find_spec("transformers") is None:
-        assert not os.environ.get("CI"), "CI runs these tests: transformers is in the extra test"
-        pytest.skip("transformers is not installed; runs with: pip install 'nestling[test]'")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def texts() -> list[tuple[Tensor, int]]:
