@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -25,7 +26,7 @@ import torch.distributed.fsdp
 
 from nestling.core.state import flatten
 from nestling.train import RunConfig, prepare, read_metrics, run
-from nestling.train.checkpoint import DamagedCheckpoint
+from nestling.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from nestling.train.ranks import joined
 from nestling.train.run import load_run
 from nestling.train.run_folder import read_any
@@ -154,20 +155,21 @@ def read_on_others(rank: int, folder: Path, data: Path) -> None:
     torch.save(bits(trainer), folder / f"held-{trainer.ranks.size}-{rank}.pt")
 
 
-def compare_held(folder: Path) -> float:
-    """1 if any rank, of one or four, holds other bits than the two held that wrote the checkpoint."""
-    held = {(n, r): torch.load(folder / f"held-{n}-{r}.pt") for n in (1, 2, 4) for r in range(n)}
-    whole = {
-        name: torch.cat([held[2, rank][name] for rank in (0, 1)]) if name.startswith("state.") else x
-        for name, x in held[2, 0].items()
-    }
-    for (size, rank), found in held.items():
+def others_hold(whole: dict[str, torch.Tensor], folder: Path, size: int) -> bool:
+    """Whether any of `size` ranks holds other bits than `whole`; of a state each has its rows."""
+    for rank in range(size):
+        found = torch.load(folder / f"held-{size}-{rank}.pt")
         rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
-        for name, x in whole.items():
-            x = x[rows] if name.startswith("state.") else x
-            if not torch.equal(x, found[name]):
-                return 1.0
-    return 0.0
+        expected = {name: x[rows] if name.startswith("state.") else x for name, x in whole.items()}
+        if found.keys() != expected.keys() or not all(torch.equal(x, found[name]) for name, x in expected.items()):
+            return True
+    return False
+
+
+def all_rows(folder: Path) -> dict[str, torch.Tensor]:
+    """What two ranks hold together."""
+    held = [torch.load(folder / f"held-2-{rank}.pt") for rank in (0, 1)]
+    return {n: torch.cat([h[n] for h in held]) if n.startswith("state.") else x for n, x in held[0].items()}
 
 
 def background(folder: Path, data: Path) -> dict[str, Any]:
@@ -180,7 +182,34 @@ def background(folder: Path, data: Path) -> dict[str, Any]:
         alone.next_step()
     weights = {name: x for name, x in bits(alone).items() if name.startswith("model.")}
     apart = max(float((last[n] - x).abs().max() / x.abs().max().clamp_min(1e-3)) for n, x in weights.items())
-    return {"differs": compare_held(folder), "weights": apart, "damaged": damaged(folder / "step-00000005")}
+    return {
+        "differs": any(others_hold(all_rows(folder), folder, size) for size in (1, 2, 4)),
+        "weights": apart,
+        "damaged": damaged(folder / "step-00000005"),
+    }
+
+
+def load_from_one(rank: int, folder: Path, data: Path, checkpoint: Path) -> None:
+    """Any number of ranks: take over a checkpoint that one process wrote, and put down what each then holds."""
+    trainer = trainer_of(data)
+    trainer.load(read_checkpoint(checkpoint))
+    torch.save(bits(trainer), folder / f"held-{trainer.ranks.size}-{rank}.pt")
+
+
+def from_one(folder: Path, data: Path, one: Path) -> dict[str, Any]:
+    """The checkpoint that one process wrote after five steps, read by two and by four, which go on to the end."""
+    checkpoint, found = one / "checkpoints" / f"step-{STEPS // 2:08d}", dict[str, Any]()
+    load_from_one(0, folder, data, checkpoint)
+    held, differs = torch.load(folder / "held-1-0.pt"), False
+    for size in (2, 4):
+        together(size, folder, lambda rank: load_from_one(rank, folder, data, checkpoint))
+        differs |= others_hold(held, folder, size)
+        spread = folder / f"spread-{size}"
+        shutil.copytree(one, spread)
+        shutil.rmtree(spread / "checkpoints" / f"step-{STEPS:08d}")
+        together(size, folder, lambda rank: quiet_run(config_of(), spread, data, resume=True))  # noqa: B023
+        found[f"on {size}"] = difference(spread, one)
+    return {"differs": differs, **found}
 
 
 def damaged(checkpoint: Path) -> str:
@@ -213,6 +242,8 @@ def main() -> None:
         spread = replace(config, parallel=replace(config.parallel, **parallel))
         together(size, folder, lambda rank: quiet_run(spread, folder / f"{name}-{size}", folder))  # noqa: B023
         found[name] = difference(folder / f"{name}-{size}", folder / f"{name}-1")
+    (folder / "from-one").mkdir()
+    found["from one"] = from_one(folder / "from-one", folder, folder / "adamw-1")
     print(json.dumps(found), flush=True)
 
 
