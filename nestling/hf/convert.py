@@ -28,6 +28,8 @@ def convert_to_cms(
     context: int | None = None,
     old_text: Tensor | None = None,
     calibrate: bool = True,
+    outer: str = "segment",
+    bptt: int = 0,
 ) -> ConvertedForCausalLM:
     """Make levels of the MLPs of a pretrained causal language model. Its function is the same until a level writes.
 
@@ -48,6 +50,8 @@ def convert_to_cms(
             some itself (32 rows of 128 tokens).
         calibrate: False = no such text is read: writes spare nothing, and a rate, which must then be given, is the
             length of every write.
+        outer, bptt: how far the outer gradient of a training step reaches, see `ModelConfig`: first-order, or exact
+            through `bptt` writes. A rule with `learned=True` makes every level's rate a parameter of that training.
     Raises ValueError for families that cannot be converted, naming them, and for values that do not fit together.
     """
     check_periods(periods)
@@ -67,6 +71,8 @@ def convert_to_cms(
         rates=rates_of(rates, len(periods)),
         rule={"direction": direction, **{name: getattr(rule, name) for name in RULE_FIELDS}},
         context=context_of(context, model.config.get_text_config()),
+        outer=outer,
+        bptt=bptt,
         dtype=model.dtype,
     )
     probe(model, modules)

@@ -38,6 +38,7 @@ class ConvertedConfig(PretrainedConfig):
         rule: the other fields of `InnerRule`, direction by its name.
         context: tokens of context at most.
         calibrated: whether the weights bring statistics of old text.
+        outer, bptt: how far the outer gradient reaches in training, see `ModelConfig`.
     """
 
     model_type = "nestling_converted"
@@ -53,12 +54,14 @@ class ConvertedConfig(PretrainedConfig):
         rule: dict[str, Any] | None = None,
         context: int = 0,
         calibrated: bool = False,
+        outer: str = "segment",
+        bptt: int = 0,
         **more: Any,
     ) -> None:
         self.pretrained = pretrained or {}
         self.modules, self.assignment, self.context = list(modules), list(assignment), context
         self.periods, self.rates, self.rule = list(periods), list(rates), rule or {}
-        self.calibrated = calibrated
+        self.calibrated, self.outer, self.bptt = calibrated, outer, bptt
         super().__init__(**more)
 
     def pretrained_config(self) -> PretrainedConfig:
@@ -70,7 +73,8 @@ class ConvertedConfig(PretrainedConfig):
         """The inner rule of each period."""
         rest = dict(self.rule)
         direction = DIRECTIONS[rest.pop("direction")]
-        return [InnerRule(rate=rate, direction=direction, **rest) for rate in self.rates]
+        learned = rest.pop("learned")
+        return [InnerRule(rate=rate, direction=direction, learned=learned and rate > 0, **rest) for rate in self.rates]
 
 
 class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -96,7 +100,8 @@ class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         levels = {key: getattr(config, key) for key in ("modules", "assignment", "periods", "rates", "rule")}
         vocabulary = pretrained.get_input_embeddings().num_embeddings
-        shape = PretrainedShape(pretrained.config.model_type, vocabulary, config.context, levels)
+        kind, reach = pretrained.config.model_type, (config.outer, config.bptt)
+        shape = PretrainedShape(kind, vocabulary, config.context, levels, *reach)
         object.__setattr__(self, "reader", PretrainedReader(pretrained, shape))  # not a second home of the weights
         self.reader: PretrainedReader
 

@@ -16,6 +16,7 @@ from ..core.level import Level, Levels
 from ..core.state import pad_right, where_rows
 from ..memories.continuum import ContinuumLevel, continuum_levels, untaped
 from ..models import ReadingModel, State
+from ..models.config import check_outer
 from .context import Context, Placement, attention_masks, closed_cache, open_cache
 
 
@@ -36,6 +37,9 @@ class PretrainedShape:
     levels: dict[str, Any]
     outer: str = "segment"
     bptt: int = 0
+
+    def __post_init__(self) -> None:
+        check_outer(self.outer, self.bptt)
 
 
 class PretrainedReader(ReadingModel):

@@ -91,13 +91,12 @@ class ModelConfig:
         for name, allowed in (
             ("reset", ("never", "document")),
             ("continuum", ("sequential", "nested", "independent")),
-            ("outer", ("segment", "sequence")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        for name in ("hidden", "bptt"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.hidden < 0:
+            raise ValueError(f"hidden={self.hidden} must be at least 0")
+        check_outer(self.outer, self.bptt)
 
     @property
     def width(self) -> int:
@@ -122,6 +121,14 @@ class ModelConfig:
             )
             for rate in rates
         ]
+
+
+def check_outer(outer: str, bptt: int) -> None:
+    """Raises ValueError for a reach of the outer gradient that does not exist."""
+    if outer not in ("segment", "sequence"):
+        raise ValueError(f"outer={outer!r} is unknown; choose one of segment, sequence")
+    if bptt < 0:
+        raise ValueError(f"bptt={bptt} must be at least 0; 0 is first-order")
 
 
 def check_frozen(config: ModelConfig) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core.state import Tree, detach, pad_right, put_rows, replace, select_rows, where_rows
+from ..core.state import Tree, detach, pad_right, put_rows, replace, select_rows, tensors, where_rows
 from ..memories.continuum import (
     FastState,
     Observation,
@@ -155,6 +155,8 @@ class Reader:
             fast = self._learn_from(segment, carried.fast)
             zero, nothing = torch.zeros_like(segment.length), segment.tokens[:, :0]
             no = torch.zeros_like(segment.sealed)
+            if self.exact and not any(x.requires_grad for x in tensors(fast)):  # what comes needs no graph of before
+                self._flush()
             return replace(carried, fast=fast, segment=Segment(nothing, nothing, zero, no, segment.mixers, None, no))
         index = ends.nonzero().squeeze(1)
         part, below = select_rows(segment, index), select_rows(carried.fast, index)

@@ -115,7 +115,7 @@ class ReadingModel(nn.Module, ABC):
         with _recordable():
             text, _ = pack(tokens.clone(), targets, mask, new_document, self.config.vocab_size)
             wanted = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-            immediate = wanted if self.config.outer == "segment" and self.config.bptt == 0 else []
+            immediate = wanted if self.config.outer == "segment" else []
             reader = Reader(self, text, learn=learn, logits=False, score=True, parameters=immediate)
             carried = reader.run(self._tree(state, len(tokens)))
             count = int((text.targets >= 0).sum())

@@ -1,6 +1,7 @@
 """Converted models as Hugging Face models: files, Auto classes, generate, adapters."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ need("transformers")
 import transformers  # noqa: E402
 
 from nestling.hf import ConvertedForCausalLM  # noqa: E402
+from nestling.memories.continuum import InnerRule  # noqa: E402
 from tests.hf.small import cache_of, converted, plain, text  # noqa: E402
 
 
@@ -85,6 +87,61 @@ def test_the_trainer_trains_through_the_writes(tmp_path):
     assert losses[-1] < losses[0]
     trainer.save_model(tmp_path / "out")
     assert (tmp_path / "out" / "model.nestling.safetensors").is_file()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_trainer_resumes_where_a_run_was_cut(learned, tmp_path):
+    need("accelerate")
+    from nestling.hf.trainer import Trainer
+
+    rows = [{"input_ids": ids, "labels": ids} for ids in text(24, 20)]
+    rule = InnerRule(kappa=0, decay=0.1, learned=learned)
+
+    def collate(batch):
+        return {name: torch.stack([row[name] for row in batch]) for name in batch[0]} | {"learn": True}
+
+    def trainer(seed, **more):
+        options = transformers.TrainingArguments(
+            str(tmp_path), max_steps=4, per_device_train_batch_size=4, save_steps=2, logging_steps=1, seed=7,
+            learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True, **more,
+        )  # fmt: skip
+        model = converted(seed=seed, rule=rule, bptt=2)
+        return Trainer(model, options, train_dataset=rows, eval_dataset=rows[:4], data_collator=collate)
+
+    whole = trainer(0)
+    whole.train()
+    again = trainer(1)  # other weights: all of them must come from the checkpoint
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 4 and len(again.state.log_history) == len(whole.state.log_history)
+    for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    moved = [p for n, p in whole.model.named_parameters() if n.endswith("inner_log_rate")]
+    assert len(moved) == 2 * learned and all(abs(p.item() - math.log(0.05)) > 1e-4 for p in moved)
+    best = trainer(1, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
+    best.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = ConvertedForCausalLM.from_pretrained(best.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in best.model.state_dict().items())
+
+
+def test_learned_rates_and_the_reach_of_training_are_in_the_files(tmp_path):
+    rule = InnerRule(kappa=0, learned=True)
+    model, tokens = converted(rates=(0.05, 0.0), rule=rule, outer="sequence", bptt=3), text(2, 21)
+    rates = {n: p for n, p in model.named_parameters() if n.endswith("inner_log_rate")}
+    assert len(rates) == 1  # a level that never writes has no rate to learn
+    with torch.no_grad():
+        next(iter(rates.values())).add_(0.5)
+    model.save_pretrained(tmp_path)
+    loaded = ConvertedForCausalLM.from_pretrained(tmp_path)
+    assert (loaded.reader.config.outer, loaded.reader.config.bptt) == ("sequence", 3)
+    assert loaded.reader.fingerprint() == model.reader.fingerprint()
+    ours, theirs = model(tokens, labels=tokens, learn=True).loss, loaded(tokens, labels=tokens, learn=True).loss
+    ours.backward()
+    theirs.backward()
+    assert torch.equal(ours, theirs)
+    for (name, p), other in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(p, other) and torch.equal(p.grad, other.grad), name
+    first = ConvertedForCausalLM.from_pretrained(tmp_path, outer="segment", bptt=0)
+    assert (first.reader.config.outer, first.reader.config.bptt) == ("segment", 0)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -203,6 +204,35 @@ def test_bptt_counts_writes():
     assert_close(found[3], found[4], "more than there are writes", 1e-12)
     for a, b in ((0, 1), (1, 2), (2, 3)):
         assert float((found[a] - found[b]).abs().max()) > 1e-5, (a, b)
+
+
+class Graph:
+    """Stands in the graph of one segment, and lives as long as that."""
+
+
+@pytest.mark.parametrize("periods", [(4,), (4, 8)])
+def test_a_truncated_exact_gradient_keeps_no_more_of_a_longer_text(periods):
+    """With outer="segment" nothing before a cut is needed again: it gives the same gradients in bounded memory."""
+    model = tiny(bptt=1, periods=periods, inner_lr=0.5, inner_learned=True, **PLAIN)
+    body, alive, most = model.body, weakref.WeakSet(), []
+
+    def marked(*inputs):
+        hidden, mixers = body(*inputs)
+        graph = hidden.grad_fn.metadata["segment"] = Graph()
+        alive.add(graph)
+        most[-1] = max(most[-1], len(alive))
+        return hidden, mixers
+
+    for segments in (6, 12):
+        tokens = text(1, 4 * segments + 1)
+        most.append(0)
+        model.body = marked
+        loss, state = model.loss(tokens)
+        ours = gradients(model, loss)
+        model.body = body
+        assert not has_graph(state)
+        same_gradients(ours, gradients(model, cross_entropy(model(tokens).logits[:, :-1], tokens[:, 1:])))
+    assert most[0] == most[1] < 6
 
 
 def test_the_first_order_slope_of_a_learned_rate():

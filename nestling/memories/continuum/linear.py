@@ -165,6 +165,7 @@ class FastLinear(nn.Linear):
         if self.inner_keys is None or self.inner_metric is None:
             return
         with torch.no_grad():
+            moment = moment.to(self.inner_keys.dtype)
             scaled = moment / moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
             fresh = not bool(self.inner_keys.any())
             self.inner_keys.lerp_(scaled, 1.0 if fresh else 1.0 - keep)
