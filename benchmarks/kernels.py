@@ -120,7 +120,7 @@ def main() -> None:
         for width in args.widths:
             COMPILED.clear()
             outputs = op(getattr(torch, args.dtype), width)
-            sum(y.float().sum() for y in outputs).backward()
+            torch.stack([y.float().sum() for y in outputs]).sum().backward()
             for (name, warps), kernel in COMPILED.items():
                 registers, stack = usage(kernel)
                 cells = (op.__name__, width, name, warps, registers, stack, kernel.metadata.shared)

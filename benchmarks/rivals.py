@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +92,7 @@ def _titans_memory() -> nn.Module:
 
 RIVALS = (
     Rival("transformer block", None, "torch", lambda: _ours("transformer block"), _output),
-    *(Rival(f"nestling {n}", None, "torch", lambda n=n: _ours(n), _output, five=True) for n in LAYERS[1:]),
+    *(Rival(f"nestling {n}", None, "torch", partial(_ours, n), _output, five=True) for n in LAYERS[1:]),
     Rival("2-layer memory x4, 1 head", "titans-pytorch", "titans_pytorch", lambda: _lucidrains(4.0, 1), _output),
     Rival("2-layer memory x1, 4 heads", "titans-pytorch", "titans_pytorch", lambda: _lucidrains(1.0, HEADS), _output),
     Rival(

@@ -290,8 +290,8 @@ def page(result: Cell) -> str:
             "|---" + "|---:" * 7 + "|",
         ]
         for name, made in methods.items():
-            keys = (("bits", ".3f"), ("bits alone", ".3f"), ("no source", ".3f"), ("forgetting", ".3f"))
-            keys = (*keys, ("chrF", ".1f"), ("chrF alone", ".1f"))
+            keys = [("bits", ".3f"), ("bits alone", ".3f"), ("no source", ".3f"), ("forgetting", ".3f")]
+            keys += [("chrF", ".1f"), ("chrF alone", ".1f")]
             cells = [shown(vars(interval(made[key])), form) if key in made else "" for key, form in keys]
             gap = "" if name == best else shown(gaps[best][name], "+.3f")
             lines.append(f"| {name} | {' | '.join(cells)} | {gap} |")

@@ -73,7 +73,7 @@ def tasks(name: str, tokenizer: Tokenizer, folder: str | None) -> dict[str, Reca
 
 def make(name: str) -> LanguageModel:
     """A model with the parameters of `hope`; CMS levels are frozen: there is no next token that they could learn."""
-    shape = SHAPE | {"periods": (math.inf,), "inner_lr": 0.0}
+    shape: Cell = SHAPE | {"periods": (math.inf,), "inner_lr": 0.0}
     return from_config(matched(config_of(name, **shape), count(config_of("hope", **shape))))
 
 
@@ -179,7 +179,8 @@ def report(folder: str | None, names: Sequence[str]) -> Path:
     tests: dict[str, list[Cell]] = {}
     for name in names:
         swept = metrics["sweep"][name] = sweep(name, folder)
-        lr = metrics["chosen rate"][name] = min(RATES, key=lambda rate, found=swept: found[f"{rate:g}"]["bits"])
+        bits = {rate: swept[f"{rate:g}"]["bits"] for rate in RATES}
+        lr = metrics["chosen rate"][name] = min(bits, key=bits.__getitem__)
         trained = [run_cell(name, lr, seed, folder) for seed in SEEDS]
         tests[name] = [test_cell(name, lr, seed, folder) for seed in SEEDS]
         lines = {f"{low}-{high}": line([t[f"{low}-{high}"] for t in tests[name]]) for low, high in BINS}
@@ -196,10 +197,8 @@ def report(folder: str | None, names: Sequence[str]) -> Path:
 def against(mine: Sequence[Cell], theirs: Sequence[Cell], task: str) -> Cell:
     """Paired differences in bits and in percent at the trained length, and the verdict on bits."""
     low, high = LENGTHS
-    bits, right = (
-        paired(*([c[f"{low}-{high}"][task][what] for c in cells] for cells in (mine, theirs)))
-        for what in ("bits", "right, %")
-    )
+    a, b = ([c[f"{low}-{high}"][task] for c in cells] for cells in (mine, theirs))
+    bits, right = (paired([c[what] for c in a], [c[what] for c in b]) for what in ("bits", "right, %"))
     return {"bits": vars(bits), "right, %": vars(right), "verdict": verdict(bits)}
 
 

@@ -83,7 +83,8 @@ def run_cell(name: str, seed: int, folder: str | None) -> Cell:
 
 def conditions(made: Cell) -> dict[tuple[str, int], Condition]:
     """The conditions of a cell by name and number of readings."""
-    found = [Condition(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in made["conditions"]]
+    plain: list[Cell] = [{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()} for c in made["conditions"]]
+    found = [Condition(**c) for c in plain]
     return {(c.name, c.times): c for c in found}
 
 

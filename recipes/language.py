@@ -40,8 +40,12 @@ from recipes.fitting import fit
 from recipes.learning_tasks import STREAM, losses
 
 Folder = str | Path | None
-TRAINED = ("gutenberg/pride_and_prejudice", "gutenberg/huckleberry_finn", "gutenberg/grimms_fairy_tales")
-TRAINED += ("wikitext2_valid",)
+TRAINED = (
+    "gutenberg/pride_and_prejudice",
+    "gutenberg/huckleberry_finn",
+    "gutenberg/grimms_fairy_tales",
+    "wikitext2_valid",
+)
 NOVELS = ("gutenberg/emma", "gutenberg/sherlock_holmes")
 TEST = ("wikitext2_test_a",)
 PIECES = 1024

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def images(network: Callable[[], nn.Module], size: int) -> Callable[[int, int, F
     return start
 
 
-def text(name: str, **options: object) -> Callable[[int, int, Folder], Problem]:
+def text(name: str, **options: Any) -> Callable[[int, int, Folder], Problem]:
     """A byte model on Shakespeare, 131K parameters. Of the held-out last tenth the first half is for validation and
     the second for the report."""
 

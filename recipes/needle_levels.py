@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ def split(model: LanguageModel) -> LanguageModel:
     made = training.hope(replace(model.config, continuum="independent", **cms(LEVELS, min(LOWEST))))
     rest = {name: w for name, w in model.state_dict().items() if ".channel." not in name}
     made.load_state_dict(rest, strict=False)
-    for whole, block in zip(model.blocks, made.blocks, strict=True):
+    pairs: Any = zip(model.blocks, made.blocks, strict=True)
+    for whole, block in pairs:
         old = whole.channel.stack[0].body
         width = old.down.in_features // LEVELS
         up, down = old.up.weight.unflatten(0, (2, LEVELS, width)), old.down.weight.unflatten(1, (LEVELS, width))

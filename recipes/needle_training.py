@@ -154,7 +154,8 @@ def batch(step: int, seed: int, steps: int = STEPS) -> Examples:
 
 def ends(seed: int) -> Examples:
     """TOKENS tokens in rows that are the end of a needle and, at once, that of its question with the answer."""
-    spell, rng, rows = tokenizer(), random.Random(seed), []
+    spell, rng = tokenizer(), random.Random(seed)
+    rows: list[list[int]] = []
     while sum(map(len, rows)) < TOKENS:
         value = new_value(NEEDLES["s-niah-1"], rng)
         rows.append([*spell.encode(f" is: {value}. "), *spell.encode(" provided text is"), *spell.encode(f" {value}")])

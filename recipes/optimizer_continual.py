@@ -27,7 +27,7 @@ from recipes.cells import Cell, cell, rounded, write_result
 from recipes.optimizer_zoo import LONG_MEMORY, Entry
 from recipes.sweeps import FIRST, climb
 from recipes.task_streams import Task, learn_in_turn, permuted, split_classes, texts
-from recipes.vision_tasks import MLP, load, split
+from recipes.vision_tasks import MLP, Images, load, split
 
 RUNS, RESULTS = Path("runs/optimizer_continual"), "optimizer_continual"
 SWEEP_SEED, WARMUP, TASKS, BATCH = 100, 20, 5, 64
@@ -70,7 +70,7 @@ def streams(folder: str | None) -> dict[str, Stream]:
     """The three streams, with the data of a folder read when they are needed."""
     loaded = cache(lambda part: load("mnist", part, folder))
 
-    def images(seed: int, sweep: bool):
+    def images(seed: int, sweep: bool) -> tuple[Images, Images]:
         train, validation = split(loaded("train"), seed)
         return train, validation.take(torch.arange(2000)) if sweep else loaded("test")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ def continual() -> Path:
     return saved(figure, "optimizer_continual")
 
 
-def cross(ax: Axes, name: str, x: list[float], y: list[float]) -> None:
+def cross(ax: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
     """A point with its intervals, each (mean, low, high)."""
-    ends = [[[v[0] - v[1]], [v[2] - v[0]]] for v in (y, x)]
-    ax.errorbar(x[0], y[0], *ends, color=COLOURS[name], marker="o", ms=4, lw=1, ls="", label=name)
+    up, right = ([[v[0] - v[1]], [v[2] - v[0]]] for v in (y, x))
+    ax.errorbar(x[0], y[0], up, right, color=COLOURS[name], marker="o", ms=4, lw=1, ls="", label=name)
 
 
 def legend(ax: Axes, of: Axes) -> None:

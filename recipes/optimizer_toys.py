@@ -22,7 +22,7 @@ from recipes.cells import rounded
 
 RESULTS, FIGURE = Path("results/optimizer_toys"), Path("docs/figures/optimizer_toys.png")
 SEEDS = [0, 1, 2, 3, 4]
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "landscape": {"k": 10.0, "a": 1.0, "omega": 2.0, "start": [-3.5, 2.0], "below": 1e-6, "most": 20_000},
     "rates": [0.001, 0.002, 0.004, 0.008, 0.012, 0.016, 0.024, 0.032],
     "momentum": 0.9,

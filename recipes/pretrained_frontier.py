@@ -142,7 +142,7 @@ def with_lora(model: nn.Module) -> nn.Module:
     import peft
 
     torch.manual_seed(0)
-    return peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))  # type: ignore[arg-type]
+    return peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
 
 
 def windows(tokens: Tensor) -> Iterator[tuple[Tensor, int]]:

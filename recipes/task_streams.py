@@ -90,9 +90,9 @@ def split_classes(train: Images, held_out: Images, tasks: int, batch: int, steps
     """The classes are dealt out to the tasks at random, the same number to each; labels stay those of all classes."""
     made: list[Task] = []
     for t, classes in enumerate(torch.randperm(CLASSES, generator=Generator().manual_seed(seed)).chunk(tasks)):
-        own = [images.take(torch.isin(images.labels, classes).nonzero().squeeze(1)) for images in (train, held_out)]
-        rows = batches(len(own[0]), batch, steps, seed * tasks + t)
-        made.append(ImageTask(*own, rows, classes, torch.arange(train.pixels[0].numel())))
+        own, tested = (x.take(torch.isin(x.labels, classes).nonzero().squeeze(1)) for x in (train, held_out))
+        rows = batches(len(own), batch, steps, seed * tasks + t)
+        made.append(ImageTask(own, tested, rows, classes, torch.arange(train.pixels[0].numel())))
     return made
 
 

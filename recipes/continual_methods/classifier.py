@@ -8,7 +8,7 @@ that were never seen are left out. An example is (ids, label).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,9 @@ class Classifier(nn.Module):
         self.memory = memory
         width = model.config.num_hidden_layers * model.config.hidden_size
         self.mean, self.deviation = torch.zeros(width), torch.ones(width)
-        self.head = FastLinear(width, classes, metric=False)
-        nn.init.zeros_(self.head.weight)
+        head = FastLinear(width, classes, metric=False)
+        nn.init.zeros_(head.weight)
+        self.head: Any = head  # a recipe may put a level around it
         self.seen = torch.zeros(classes, dtype=torch.bool)
         with torch.no_grad():
             pieces = self.features(list(own_text[:, 1 : 1 + own_text.shape[1] // PIECE * PIECE].reshape(-1, PIECE)))

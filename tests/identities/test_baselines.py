@@ -163,7 +163,7 @@ def test_titans_mag_and_mal():
 def test_titans_mac():
     """Section 4.1 of Behrouz et al. 2024, segments of 4, token by token."""
     layer, x = MemoryAsContext(DIM, HEADS, chunk_size=4).double(), stream()[:1]
-    fixed, state, outputs = layer.project_kv(layer.persistent).chunk(2, -1), None, []
+    fixed, state, tail, outputs = layer.project_kv(layer.persistent).chunk(2, -1), None, None, []
     for t in range(T):
         first = t - t % 4
         if t == first:
@@ -184,7 +184,7 @@ def test_titans_mac():
                 values.append(v[:, part])
             y[0, part] = softmax_read(q, torch.cat(keys), torch.cat(values))
         y = normed(layer.out(y))[:, None]
-        queries, k, v, tail = layer.frame.enter(y, None if t == 0 else tail, None)
+        queries, k, v, tail = layer.frame.enter(y, tail, None)
         o, state = layer.memory(y, queries, k, v, state)
         outputs.append(y * normed(layer.frame.leave(o, x)).sigmoid())
     assert_close(layer(x)[0], torch.cat(outputs, 1), "y", 1e-9)
