@@ -31,7 +31,8 @@ class KeyValueMemory(nn.Module):
 
     The gates are sigmoids of the token; gradients are taken at the chunk's first state. DEVIATION: the write rate is
     eta_max eta (1 - mu) / chunk_size, so that all echoes of a chunk's writes together have rate at most eta_max:
-    with unit-norm keys the memory then stays finite however long the sequence (docs/equations.md).
+    a linear memory with unit-norm keys then stays finite however long the sequence. DEVIATION: rates are normalized
+    (ops/titans/reference.py), without which an MLP memory overflows once its matrices have grown (docs/equations.md).
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class KeyValueMemory(nn.Module):
             state=None if state is None else (*state.anchor, *state.running, *state.surprise),
             chunk_size=self.chunk_size,
             decay_to=self.decay_to,
+            normalized=True,
             count=None if state is None else state.count,
             lengths=lengths,
         )

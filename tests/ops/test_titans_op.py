@@ -61,6 +61,19 @@ def carried(made, state):
 
 @KINDS
 @MOMENTUM
+@pytest.mark.parametrize("decay_to", ["zero", "initial"])
+def test_normalized_writes_with_every_gradient(decay_to, momentum, kind):
+    made = inputs(70, kind, momentum)
+    made["k"] = 3 * made["k"]  # curvatures on both sides of 2
+    options = {"chunk_size": 8, "decay_to": decay_to, "normalized": True, "lengths": torch.tensor([70, 41])}
+    made["eta"] = made["eta"] / 8
+    chunk_equals_loop(
+        lambda **m: named(chunk)(**m)[1:], lambda **m: named(reference)(**m)[1:], made, rtol=1e-9, **options
+    )
+
+
+@KINDS
+@MOMENTUM
 @pytest.mark.parametrize("chunk_size", [1, 16, 64])
 @pytest.mark.parametrize("T", [1, 63, 100])
 def test_chunk_equals_reference_with_every_gradient(T, chunk_size, momentum, kind):
@@ -268,3 +281,16 @@ def test_what_cannot_work_is_named(form):
         named(form)(**(made | {"W1": torch.zeros(H, HIDDEN, K + 1)}))
     with pytest.raises(ValueError, match="state holds 6 tensors, need 4"):
         named(form)(**(made | {"log_momentum": None}))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_memory_whose_matrices_have_grown_stays_finite_where_rates_are_normalized(normalized):
+    """Its curvature is above 2: without the normalization each write overshoots by more than it corrects."""
+    made = inputs(600, momentum=False, batch=1, dtype=torch.float32)
+    weights = tuple(8 * made.pop(name) for name in ("W0", "W1"))
+    made |= {"eta": torch.full_like(made["eta"], 1 / 16), "log_decay": None}
+    for name in [name for name in made if name[0] in "AD"]:
+        made.pop(name)
+    y, state = chunk(**made, weights=weights, chunk_size=16, decay_to="initial", normalized=normalized)
+    bounded = bool(y.isfinite().all()) and float(y[:, 300:].abs().max()) < 100
+    assert bounded == normalized

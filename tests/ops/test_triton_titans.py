@@ -68,6 +68,14 @@ def test_kernel_equals_reference_with_every_gradient(hidden, momentum):
     chunk_equals_loop(kernel, loop, inputs(63, hidden=hidden, momentum=momentum), rtol=1e-5, chunk_size=16)
 
 
+@KINDS
+@MOMENTUM
+def test_normalized_writes_with_every_gradient(hidden, momentum):
+    made = inputs(63, hidden=hidden, momentum=momentum)
+    made["k"] = 2 * made["k"]  # curvatures on both sides of 2
+    chunk_equals_loop(kernel, loop, made, rtol=1e-5, chunk_size=16, decay_to="initial", normalized=True)
+
+
 @pytest.mark.parametrize("T", [1, 100, 1000, 4096])
 def test_other_lengths(T):
     chunk_equals_loop(kernel, loop, inputs(T, hidden=16), rtol=1e-5, chunk_size=32)

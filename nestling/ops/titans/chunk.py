@@ -7,6 +7,7 @@ number, c_ts. Along the loop only the writes are made; all chunks are read toget
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -44,6 +45,7 @@ class WholeChunks(Protocol):
         running: Matrices,
         full: Tensor | None,
         chunk_size: int,
+        normalized: bool,
     ) -> tuple[Tensor, Matrices]: ...
 
 
@@ -59,6 +61,7 @@ def titans(
     state: tuple[Tensor, ...] | None = None,
     chunk_size: int = 64,
     decay_to: Literal["zero", "initial"] = "zero",
+    normalized: bool = False,
     count: Tensor | None = None,
     lengths: Tensor | None = None,
     whole: WholeChunks | None = None,
@@ -70,7 +73,7 @@ def titans(
     """
     check(k, weights, state, log_momentum is not None, chunk_size, decay_to)
     with torch.autocast(v.device.type, enabled=False):
-        memory = _Memory(weights, decay_to, log_momentum is not None, whole or whole_chunks, v.dtype)
+        memory = _Memory(weights, decay_to, normalized, log_momentum is not None, whole or whole_chunks, v.dtype)
         anchor, running = memory.enter(len(v), state)
         tokens = (q, k, v, eta, torch.zeros_like(eta) if log_decay is None else log_decay, log_momentum)
         y, anchor, running = walk(memory, tokens, anchor, running, count, lengths, chunk_size)
@@ -81,12 +84,18 @@ class _Memory:
     """How `walk` sees it. Anchor and running hold what decays: weights and deviation, or the deviation alone."""
 
     def __init__(
-        self, weights: tuple[Tensor, ...], decay_to: str, momentum: bool, whole: WholeChunks, dtype: torch.dtype
+        self,
+        weights: tuple[Tensor, ...],
+        decay_to: str,
+        normalized: bool,
+        momentum: bool,
+        whole: WholeChunks,
+        dtype: torch.dtype,
     ) -> None:
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.weights = tuple(w.to(self.dtype) for w in weights)
         self.rest = self.weights if decay_to == "initial" else None
-        self.momentum, self.chunks = momentum, whole
+        self.normalized, self.momentum, self.chunks = normalized, momentum, whole
 
     def enter(self, rows: int, state: tuple[Tensor, ...] | None) -> tuple[Matrices, Matrices]:
         matrices = len(self.weights)
@@ -108,13 +117,14 @@ class _Memory:
             alive = alive.repeat_interleave(running[0].shape[1], 0)
             chunk[3:] = [None if x is None else x.masked_fill(~alive, 0) for x in chunk[3:]]
         rest = _per_row(self.rest, running)
-        part = prepare(chunk, rest, len(anchor) == 2, alive)
+        part = prepare(chunk, rest, len(anchor) == 2, self.normalized, alive)
         y, after = advance(part, rest, [x.flatten(0, 1) for x in anchor], [x.flatten(0, 1) for x in running])
         shape = running[0].shape[:2]
         return y.unflatten(0, shape).transpose(1, 2), [x.unflatten(0, shape) for x in after]
 
     def whole(self, tokens: Any, running: Matrices, full: Tensor | None, chunk_size: int) -> tuple[Tensor, Matrices]:
-        return self.chunks(*tokens, rest=self.rest, running=running, full=full, chunk_size=chunk_size)
+        options: Any = {"rest": self.rest, "chunk_size": chunk_size, "normalized": self.normalized}
+        return self.chunks(*tokens, running=running, full=full, **options)
 
 
 def whole_chunks(
@@ -129,15 +139,16 @@ def whole_chunks(
     running: Matrices,
     full: Tensor | None,
     chunk_size: int,
+    normalized: bool,
 ) -> tuple[Tensor, Matrices]:
     """`WholeChunks` in torch."""
     dtype = running[0].dtype
     tokens = [None if x is None else to_chunks(x, chunk_size, dtype) for x in (q, k, v, eta, log_decay, log_momentum)]
     numbers = 3 * sum(s.numel() for s in running) + 30 * q[:, :chunk_size].numel()
-    return in_groups(_group, [*tokens, full], rest or (), running, numbers * dtype.itemsize)
+    return in_groups(partial(_group, normalized), [*tokens, full], rest or (), running, numbers * dtype.itemsize)
 
 
-def _group(tokens: list[Any], rest: list[Any], running: Matrices) -> tuple[Tensor, Matrices]:
+def _group(normalized: bool, tokens: list[Any], rest: list[Any], running: Matrices) -> tuple[Tensor, Matrices]:
     """Some of the chunks, one after the other. rest: as in WholeChunks, empty for None."""
     shape = running[0].shape[:2]
     *tokens, full = tokens
@@ -146,7 +157,7 @@ def _group(tokens: list[Any], rest: list[Any], running: Matrices) -> tuple[Tenso
     flat, running = _per_row(tuple(rest) or None, running), [x.flatten(0, 1) for x in running]
     full = None if full is None else full.repeat_interleave(shape[1], 1)
     outputs = []
-    for n, part in enumerate(prepare(here, flat, matrices == 2).unbind()):
+    for n, part in enumerate(prepare(here, flat, matrices == 2, normalized).unbind()):
         y, after = advance(part, flat, running[:matrices], running)
         running = pick(None if full is None else full[n], after, running)
         outputs.append(y)

@@ -24,6 +24,7 @@ def titans(
     state: tuple[Tensor, ...] | None = None,
     chunk_size: int = 64,
     decay_to: Literal["zero", "initial"] = "zero",
+    normalized: bool = False,
     count: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -39,6 +40,8 @@ def titans(
     weights       initial memory, shared by rows: (W,) with W (H, K, K) is M(z) = W^T z; (W2, W1) with W2 (H, K, F),
                   W1 (H, F, K) is M(z) = z + W1^T silu(W2^T z)
     decay_to      "zero": alpha keeps a fraction of the whole weight, as printed; "initial": of its deviation
+    normalized    eta is divided by max(1, c / 2), c = |gradient|^2 / |error|^2 the curvature of the token's loss along
+                  its gradient: with rates of a chunk that sum to at most 1 a write does not overshoot twice its error
     state         what an earlier call returned, None = fresh: M_a - weights for each matrix, (B, H, in, out), then
                   M - weights after the last token, then, with momentum, S after the last token
     count         (B,) tokens of the chunk that is open, below chunk_size; None = 0, token 0 opens a chunk
@@ -62,8 +65,10 @@ def titans(
         outputs = []
         for t in range(T):
             real = torch.ones_like(count, dtype=torch.bool) if lengths is None else lengths.to(count.device) > t
-            gradients = gradient(anchor, k[:, t].to(dtype), v[:, t].to(dtype))
+            gradients, curvature = gradient(anchor, k[:, t].to(dtype), v[:, t].to(dtype))
             rate, mu, alpha = eta[:, t].to(dtype), at(log_momentum, t, 0.0, dtype), at(log_decay, t, 1.0, dtype)
+            if normalized:
+                rate = rate / (curvature / 2).clamp_min(1)
             driven = [mu * s - rate[..., None, None] * g for s, g in zip(surprise, gradients, strict=True)]
             kept = [r + alpha * (m - r) for r, m in zip(rest, memory, strict=True)]
             grown = [m + s for m, s in zip(kept, driven, strict=True)]
@@ -83,15 +88,18 @@ def call(M: list[Tensor], z: Tensor) -> Tensor:
     return z + torch.einsum("bhf,bhfv->bhv", F.silu(torch.einsum("bhk,bhkf->bhf", z, M[0])), M[1])
 
 
-def gradient(M: list[Tensor], k: Tensor, v: Tensor) -> list[Tensor]:
-    """Gradient of 1/2 |M(k) - v|^2 with respect to each matrix."""
+def gradient(M: list[Tensor], k: Tensor, v: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Gradient of 1/2 |M(k) - v|^2 with respect to each matrix, and their |gradient|^2 / |error|^2 (B, H)."""
     error = call(M, k) - v
     if len(M) == 1:
-        return [k[..., :, None] * error[..., None, :]]
-    a = torch.einsum("bhk,bhkf->bhf", k, M[0])
-    s = torch.sigmoid(a)
-    back = torch.einsum("bhv,bhfv->bhf", error, M[1]) * s * (1 + a * (1 - s))
-    return [k[..., :, None] * back[..., None, :], F.silu(a)[..., :, None] * error[..., None, :]]
+        made = [k[..., :, None] * error[..., None, :]]
+    else:
+        a = torch.einsum("bhk,bhkf->bhf", k, M[0])
+        s = torch.sigmoid(a)
+        back = torch.einsum("bhv,bhfv->bhf", error, M[1]) * s * (1 + a * (1 - s))
+        made = [k[..., :, None] * back[..., None, :], F.silu(a)[..., :, None] * error[..., None, :]]
+    squares = torch.stack([g.square().sum((-2, -1)) for g in made]).sum(0)
+    return made, squares / error.square().sum(-1).clamp_min(torch.finfo(error.dtype).tiny)
 
 
 def at(log: Tensor | None, t: int, otherwise: float, dtype: torch.dtype) -> Tensor | float:

@@ -26,6 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from nestling.ops.titans import chunk
 from nestling.ops.titans.writes import Part, commit_memory, decays, prepare, read_memory, written
 
+TINY: tl.constexpr = tl.constexpr(1.2e-38)  # smallest |error|^2 that is divided by
+WARPS = {"num_warps": 4, "num_stages": 1}
+
 
 def titans(*arguments: Any, **options: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The numbers of reference.titans up to rounding; arguments and results as there.
@@ -48,6 +51,7 @@ def whole_chunks(
     running: list[Tensor],
     full: Tensor | None,
     chunk_size: int,
+    normalized: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """`chunk.WholeChunks`: states by the kernel, then all reads; the backward pass makes the reads again."""
     low = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
@@ -63,14 +67,18 @@ def whole_chunks(
         flat,
         [torch.stack(running[i::layers], 2).flatten(0, 1) for i in range(layers)],
         full,
+        normalized,
     )
-    reads = partial(checkpoint, _reads, use_reentrant=False) if torch.is_grad_enabled() else _reads
+    read = partial(_reads, normalized)
+    reads = partial(checkpoint, read, use_reentrant=False) if torch.is_grad_enabled() else read
     y = reads([None if x is None else x.flatten(0, 1).float() for x in tokens], flat, [x[:, :-1] for x in borders])
     y = y.unflatten(0, (*shape, rows[1])).flatten(2, 3).transpose(1, 2)
     return y, [x[:, -1, s].unflatten(0, shape) for s in range(borders[0].shape[2]) for x in borders]
 
 
-def _borders(tokens: list[Any], rest: list[Tensor] | None, states: list[Tensor], full: Tensor | None) -> list[Tensor]:
+def _borders(
+    tokens: list[Any], rest: list[Tensor] | None, states: list[Tensor], full: Tensor | None, normalized: bool
+) -> list[Tensor]:
     """(R, N + 1, S, F, V) for each matrix. A row's chunk that is not full keeps all and writes nothing."""
     _, k, v, eta, log_decay, log_momentum = tokens
     _, _, last, transfer = decays(log_decay, log_momentum, None)
@@ -83,15 +91,15 @@ def _borders(tokens: list[Any], rest: list[Tensor] | None, states: list[Tensor],
     more = max(16, triton.next_power_of_2(length)) - length  # tokens without rate that write nothing
     k, v, last = (functional.pad(x, (0, 0, 0, more)) for x in (k, v, last))
     inputs = (k, v, functional.pad(eta, (0, more)), transfer, last, *states, *(rest or ()))
-    return States.apply(len(states), *(x.contiguous() for x in inputs))
+    return States.apply(len(states), normalized, *(x.contiguous() for x in inputs))
 
 
-def _reads(tokens: list[Any], rest: list[Tensor] | None, starts: list[Tensor]) -> Tensor:
+def _reads(normalized: bool, tokens: list[Any], rest: list[Tensor] | None, starts: list[Tensor]) -> Tensor:
     """All tokens of all chunks (R N, C, ...), from the states at the chunks' starts: (R N, C, K)."""
     chunks = starts[0].shape[1]
     rest = None if rest is None else [w.repeat_interleave(chunks, 0) for w in rest]
     running = [x[:, :, s].flatten(0, 1) for s in range(starts[0].shape[2]) for x in starts]
-    part = prepare(tokens, rest, len(starts) == 2)
+    part = prepare(tokens, rest, len(starts) == 2, normalized)
     return read_memory(part, rest, running, written(part, rest, running[: len(starts)]))
 
 
@@ -103,16 +111,18 @@ class States(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, layers: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, layers: int, normalized: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
         tokens, firsts, rest = inputs[:5], inputs[5 : 5 + layers], inputs[5 + layers :]
         chunks = tokens[0].shape[1]
         ends = [x.new_empty(len(x), chunks + 1, *x.shape[1:]) for x in firsts]
         for end, x in zip(ends, firsts, strict=True):
             end[:, 0] = x
         with torch.cuda.device_of(tokens[0]):
-            _states[(len(ends[0]),)](*tokens, *_pair(ends), *_pair(rest or ends), chunks, **_fixed(tokens, ends, rest))
+            _states[(len(ends[0]),)](
+                *tokens, *_pair(ends), *_pair(rest or ends), chunks, **_fixed(tokens, ends, rest, normalized)
+            )
         ctx.save_for_backward(*inputs, *ends)
-        ctx.layers = layers
+        ctx.layers, ctx.normalized = layers, normalized
         return tuple(ends)
 
     @staticmethod
@@ -121,28 +131,33 @@ class States(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs, ends = saved[:-layers], saved[-layers:]
         if torch.is_grad_enabled():
-            return (None, *_differentiable(layers, inputs, d_ends))
+            return (None, None, *_differentiable(layers, ctx.normalized, inputs, d_ends))
         tokens, rest = inputs[:5], inputs[5 + layers :]
         d_ends = tuple(x.clone(memory_format=torch.contiguous_format) for x in d_ends)  # becomes the whole gradient
         dk, dv, d_eta, _, d_last = (torch.empty_like(x) for x in tokens)
         d_rest = [torch.zeros_like(x) for x in rest]
         _states_backward[(len(ends[0]),)](
             *tokens, *_pair(ends), *_pair(rest or ends), *_pair(d_ends), *_pair(d_rest or ends), dk, dv, d_eta, d_last,
-            tokens[0].shape[1], **_fixed(tokens, ends, rest),
+            tokens[0].shape[1], **_fixed(tokens, ends, rest, ctx.normalized),
         )  # fmt: skip
         products = (d[:, 1:].flatten(3) @ x[:, :-1].flatten(3).mT for d, x in zip(d_ends, ends, strict=True))
         d_transfer = torch.stack(list(products)).sum(0)
-        return (None, dk, dv, d_eta, d_transfer, d_last, *(x[:, 0] for x in d_ends), *d_rest)
+        return (None, None, dk, dv, d_eta, d_transfer, d_last, *(x[:, 0] for x in d_ends), *d_rest)
 
 
-def _differentiable(layers: int, inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+def _differentiable(
+    layers: int, normalized: bool, inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
     """The gradients of the same walk as autograd records it in torch: they can be differentiated again."""
     alias = [x.view_as(x) for x in inputs]  # cuts the inputs' own history off
     borders, rest = [alias[5 : 5 + layers]], alias[5 + layers :] or None
     for k, v, eta, transfer, last in zip(*(x.float().unbind(1) for x in alias[:5]), strict=True):
         last, transfer, k_rest = last.mT[..., None], transfer[..., None, None], None if rest is None else k @ rest[0]
         error = v - k if layers == 2 else v
-        part = Part(k, k, error, eta[..., None], last, last, last, transfer, last, None, k_rest)  # as far as it is used
+        square = k.square().sum(-1, keepdim=True) if normalized else None
+        part = Part(
+            k, k, error, eta[..., None], last, last, last, transfer, last, square, None, k_rest
+        )  # as far as it is used
         running = [x[:, s] for s in range(borders[-1][0].shape[1]) for x in borders[-1]]
         after = commit_memory(part, running, written(part, rest, running[:layers]))
         borders.append([torch.stack(after[i::layers], 1) for i in range(layers)])
@@ -157,12 +172,30 @@ def _pair(matrices: Any) -> tuple[Tensor, Tensor]:
     return matrices[0], matrices[-1]
 
 
-def _fixed(tokens: tuple[Tensor, ...], ends: Any, rest: Any) -> dict[str, Any]:
+def _fixed(tokens: tuple[Tensor, ...], ends: Any, rest: Any, normalized: bool) -> dict[str, Any]:
     """What the kernels are compiled for."""
     C, K = tokens[0].shape[2:]
     exact = "tf32x3" if tokens[0].dtype == torch.float32 else "tf32"
     sizes = {"C": C, "K": K, "F": ends[0].shape[-1], "S": ends[0].shape[2]}
-    return {**sizes, "LAYERS": len(ends), "REST": bool(rest), "EXACT": exact, "num_warps": 4, "num_stages": 1}
+    return {**sizes, "LAYERS": len(ends), "REST": bool(rest), "NORMALIZED": normalized, "EXACT": exact, **WARPS}
+
+
+@triton.jit
+def _square(x):
+    """|x|^2 of each token, (C, 1)."""
+    return tl.sum(x.to(tl.float32) * x, 1)[:, None]
+
+
+@triton.jit
+def _share(curvature):
+    """What is left of a normalized rate."""
+    return 1 / tl.maximum(curvature / 2, 1.0)
+
+
+@triton.jit
+def _d_curvature(d_share, share):
+    """Gradient of the curvature from that of its `_share`."""
+    return tl.where(share < 1, -d_share * share * share / 2, 0.0)
 
 
 @triton.jit
@@ -236,7 +269,7 @@ def _pull(d_state, d_rest, tile, SIZE: tl.constexpr, dW, keep, feed, echo, S: tl
 def _states(
     k, v, eta, transfer, last, first, second, first_rest, second_rest, N,
     C: tl.constexpr, K: tl.constexpr, F: tl.constexpr, S: tl.constexpr, LAYERS: tl.constexpr, REST: tl.constexpr,
-    EXACT: tl.constexpr,
+    NORMALIZED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Each chunk: the gradient of its error at the matrices of its start, written into them with decay and momentum."""
     row, SIZE = tl.program_id(0).to(tl.int64), K * F
@@ -251,13 +284,18 @@ def _states(
         W = _weight(first + here, first_rest + row * SIZE, up, REST).to(xk.dtype)
         a = tl.dot(xk, W, input_precision=EXACT)
         if LAYERS == 1:
+            if NORMALIZED:
+                rate *= _share(_square(xk))
             values = (rate * (xv - a)).to(xk.dtype)
         else:
             s = tl.sigmoid(a)
             h = a * s
             low, W = h.to(xk.dtype), _weight(second + here, second_rest + row * SIZE, down, REST).to(xk.dtype)
-            out = (rate * (xv - (xk + tl.dot(low, W, input_precision=EXACT)))).to(xk.dtype)
-            values = (tl.dot(out, tl.trans(W), input_precision=EXACT) * (s + h * (1 - s))).to(xk.dtype)
+            error = xv - (xk + tl.dot(low, W, input_precision=EXACT))
+            back = tl.dot(error.to(xk.dtype), tl.trans(W), input_precision=EXACT) * (s + h * (1 - s))
+            if NORMALIZED:
+                rate *= _share(_square(h) + _square(xk) * _square(back) / tl.maximum(_square(error), TINY))
+            out, values = (rate * error).to(xk.dtype), (rate * back).to(xk.dtype)
             _grow(second + here, down, SIZE, low, out, keep, feed, echo, in_M, in_S, S, EXACT)
         _grow(first + here, up, SIZE, xk, values, keep, feed, echo, in_M, in_S, S, EXACT)
         tl.debug_barrier()  # the next chunk reads what other threads have stored
@@ -268,7 +306,7 @@ def _states_backward(
     k, v, eta, transfer, last, first, second, first_rest, second_rest, d_first, d_second,
     d_first_rest, d_second_rest, dk, dv, d_eta, d_last, N,
     C: tl.constexpr, K: tl.constexpr, F: tl.constexpr, S: tl.constexpr, LAYERS: tl.constexpr, REST: tl.constexpr,
-    EXACT: tl.constexpr,
+    NORMALIZED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """From the last chunk to the first. d_first and d_second come as the gradient of the states from the reads."""
     row, SIZE, t = tl.program_id(0).to(tl.int64), K * F, tl.arange(0, C)
@@ -284,29 +322,45 @@ def _states_backward(
         W = _weight(first + here, first_rest + row * SIZE, up, REST).to(xk.dtype)
         a = tl.dot(xk, W, input_precision=EXACT)
         if LAYERS == 1:
-            error = xv - a
-            out = (rate * error).to(xk.dtype)
+            error, share = xv - a, 1.0
+            if NORMALIZED:
+                share = _share(_square(xk))
+            out = (rate * share * error).to(xk.dtype)
             d_out, xdk, d_in_M, d_in_S = _shrink(d_first + here, up, SIZE, xk, out, in_M, in_S, S, EXACT)
-            d_error = rate * d_out
+            d_rate = tl.sum(d_out * error, 1)[:, None]
+            d_error = rate * share * d_out
             d_a = -d_error
+            if NORMALIZED:
+                xdk += 2 * xk * _d_curvature(d_rate * rate, share)
+            d_rate *= share
         else:
             s = tl.sigmoid(a)
             h = a * s
             slope, low = s + h * (1 - s), h.to(xk.dtype)
             down_W = _weight(second + here, second_rest + row * SIZE, down, REST).to(xk.dtype)
             error = xv - (xk + tl.dot(low, down_W, input_precision=EXACT))
-            out = (rate * error).to(xk.dtype)
-            back = tl.dot(out, tl.trans(down_W), input_precision=EXACT)
-            values = (back * slope).to(xk.dtype)
+            through, share = tl.dot(error.to(xk.dtype), tl.trans(down_W), input_precision=EXACT), 1.0
+            back, errors, keys = through * slope, tl.maximum(_square(error), TINY), _square(xk)
+            if NORMALIZED:
+                share = _share(_square(h) + keys * _square(back) / errors)
+            out, values = (rate * share * error).to(xk.dtype), (rate * share * back).to(xk.dtype)
             d_values, xdk, d_in_M, d_in_S = _shrink(d_first + here, up, SIZE, xk, values, in_M, in_S, S, EXACT)
-            d_slope, d_back = d_values * back, (d_values * slope).to(xk.dtype)
             d_out, d_h, more_M, more_S = _shrink(d_second + here, down, SIZE, low, out, in_M, in_S, S, EXACT)
             d_in_M, d_in_S = d_in_M + more_M, d_in_S + more_S
-            d_out += tl.dot(d_back, down_W, input_precision=EXACT)
-            d_error = rate * d_out
+            d_rate = (tl.sum(d_out * error, 1) + tl.sum(d_values * back, 1))[:, None]
+            d_back, d_error = rate * share * d_values, rate * share * d_out
+            if NORMALIZED:
+                more = 2 * _d_curvature(d_rate * rate, share)
+                d_h += more * h
+                xdk += more * xk * _square(back) / errors
+                d_back += more * back * keys / errors
+                d_error -= more * error * keys * _square(back) / errors / errors
+            d_rate *= share
+            d_slope, d_through = d_back * through, (d_back * slope).to(xk.dtype)
+            d_error += tl.dot(d_through, down_W, input_precision=EXACT)
             low_error = d_error.to(xk.dtype)
             d_h -= tl.dot(low_error, tl.trans(down_W), input_precision=EXACT)
-            dW = tl.dot(tl.trans(d_back), out, input_precision=EXACT)
+            dW = tl.dot(tl.trans(d_through), error.to(xk.dtype), input_precision=EXACT)
             dW -= tl.dot(tl.trans(low), low_error, input_precision=EXACT)
             _pull(d_second + here, d_second_rest + row * SIZE, down, SIZE, dW, keep, feed, echo, S, REST)
             W = _weight(first + here, first_rest + row * SIZE, up, REST).to(xk.dtype)
@@ -320,7 +374,7 @@ def _states_backward(
         _pull(d_first + here, d_first_rest + row * SIZE, up, SIZE, dW, keep, feed, echo, S, REST)
         tl.store(dk + chunk * C * K + tokens, xdk.to(dk.dtype.element_ty))
         tl.store(dv + chunk * C * K + tokens, d_error.to(dv.dtype.element_ty))
-        tl.store(d_eta + chunk * C + t, tl.sum(d_out * error, 1))
+        tl.store(d_eta + chunk * C + t, tl.sum(d_rate, 1))
         tl.store(d_last + (chunk * C + t) * S, d_in_M)
         if S == 2:
             tl.store(d_last + (chunk * C + t) * S + 1, d_in_S)

@@ -33,6 +33,7 @@ class Part(NamedTuple):
     last: Tensor  # (R, S, C, 1) of write s, in the last states
     transfer: Tensor  # (R, S, S, 1, 1) of the first states (second S) in the last ones
     scores: Tensor  # (R, C, C) c_ts q_t.k_s
+    square: Tensor | None  # (R, C, 1) |k|^2 where write rates are normalized, else None
     q_rest: Tensor | None  # (R, C, V) q and k through what does not decay of the first matrix
     k_rest: Tensor | None
 
@@ -41,13 +42,16 @@ class Part(NamedTuple):
         return (Part(*each) for each in zip(*fields, strict=False))
 
 
-def prepare(tokens: list[Any], rest: Matrices | None, residual: bool, alive: Tensor | None = None) -> Part:
+def prepare(
+    tokens: list[Any], rest: Matrices | None, residual: bool, normalized: bool, alive: Tensor | None = None
+) -> Part:
     """q, k, v (..., R, C, K), eta, log decay and log momentum or None (..., R, C) -> Part. alive (R, C)."""
     q, k, v, eta, log_decay, log_momentum = tokens
     reach, found, last, transfer = decays(log_decay, log_momentum, alive)
     q_rest, k_rest = (None if rest is None else torch.einsum("...rcf,rfv->...rcv", x, rest[0]) for x in (q, k))
     error = v - k if residual else v
-    return Part(q, k, error, eta[..., None], reach, found, last, transfer, found * (q @ k.mT), q_rest, k_rest)
+    square = k.square().sum(-1, keepdim=True) if normalized else None
+    return Part(q, k, error, eta[..., None], reach, found, last, transfer, found * (q @ k.mT), square, q_rest, k_rest)
 
 
 def decays(
@@ -87,12 +91,28 @@ def written(part: Part, rest: Matrices | None, anchor: Matrices) -> list[Write]:
     """For each matrix the keys and values whose products it grows by: -eta times the gradient of 1/2 |M(k) - v|^2."""
     a = plus(part.k_rest, part.k, anchor[0])
     if len(anchor) == 1:
-        return [(part.k, part.eta * (part.error - a))]
+        rate = part.eta if part.square is None else part.eta / damping(part.square)
+        return [(part.k, rate * (part.error - a))]
     s = a.sigmoid()
     h = a * s
     W = anchor[1] if rest is None else rest[1] + anchor[1]
-    out = part.eta * (part.error - h @ W)
-    return [(part.k, (out @ W.mT) * (s + h * (1 - s))), (h, out)]
+    error = part.error - h @ W
+    back = (error @ W.mT) * (s + h * (1 - s))
+    rate = part.eta
+    if part.square is not None:
+        share = square(back) / square(error).clamp_min(torch.finfo(error.dtype).tiny)
+        rate = rate / damping(square(h) + part.square * share)
+    return [(part.k, rate * back), (h, rate * error)]
+
+
+def damping(curvature: Tensor) -> Tensor:
+    """By what a write rate is divided: half the curvature |gradient|^2 / |error|^2 of the token's loss, at least 1."""
+    return (curvature / 2).clamp_min(1)
+
+
+def square(x: Tensor) -> Tensor:
+    """|x|^2 along the last axis, which stays."""
+    return x.square().sum(-1, keepdim=True)
 
 
 def read_memory(part: Part, rest: Matrices | None, running: Matrices, writes: list[Write]) -> Tensor:
