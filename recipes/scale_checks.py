@@ -10,8 +10,10 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +28,10 @@ from recipes.cells import Cell, cell, cpu_minutes, write_result
 
 NAME = "scale_checks"
 TOKENS = 1 << 18
+DRILLS = {  # who starts the ranks again: this process, or torchrun
+    "kills": "tests.train.distributed_kill_drill",
+    "torchrun": "tests.train.torchrun_kill_drill",
+}
 MODEL = config_of("hope", dim=64, depth=6, heads=2, periods=(128.0, 256.0))
 CONFIG = RunConfig(model=ModelChoice(name="hope"), train=TrainConfig(rows=6, length=256, stream_length=1 << 20))
 
@@ -34,6 +40,15 @@ def said(*command: str) -> Cell:
     """The last line that a command prints."""
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
     return {"command": " ".join(["python -m", *command]), "said": done.stdout.splitlines()[-1]}
+
+
+def killed(drill: str, kills: int) -> Cell:
+    """Every kill of a drill, with its moment, and what the runs came to."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.json"
+        told = said(drill, "--kills", str(kills), "--log", str(log))
+        command = told["command"].partition(" --log")[0]
+        return {"command": command} | json.loads(log.read_text(encoding="utf-8"))
 
 
 def document() -> Cell:
@@ -62,8 +77,7 @@ def table(metrics: Cell) -> str:
     """The page."""
     long, made = metrics["document"], metrics["plan"]
     lines = ["| what | result |", "|---|---|"]
-    if kills := metrics.get("kills"):
-        lines += [f"| `{kills['command']}` | {kills['said']} |"]
+    lines += [f"| `{metrics[name]['command']}` | {metrics[name]['said']} |" for name in DRILLS if name in metrics]
     lines += [
         f"| {long['tokens']:,} tokens on two processes and on one | loss differs by {long['loss_difference']:.1e}, "
         f"gradients by {long['gradient_difference']:.1e} of the largest entry of each tensor |"
@@ -87,13 +101,12 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     folder = Path("runs") / NAME
-    kills = ("tests.train.distributed_kill_drill", "--kills", str(chosen.kills))
     metrics = {
         "plan": cell(folder, "plan", planned),
         "document": cell(folder, "document", document),
     }
-    if chosen.kills:
-        metrics["kills"] = cell(folder, f"kills-{chosen.kills}", lambda: said(*kills))
+    for name, drill in DRILLS.items() if chosen.kills else ():
+        metrics[name] = cell(folder, f"{name}-{chosen.kills}", partial(killed, drill, chosen.kills))
     config = {"kills": chosen.kills, "tokens": TOKENS, "planned": asdict(MODEL)}
     print(write_result(NAME, config, [0], metrics))
     print(table(metrics))

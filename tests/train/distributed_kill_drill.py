@@ -4,23 +4,26 @@
 
 The rank that is left has to end by itself, with a message that says so. Before the first kill one rank gets SIGTERM:
 both stop after the same step, with a checkpoint. What is compared: every loss, and the bits of the last weights.
+One line per kill; --log FILE writes them as JSON. `torchrun_kill_drill` does it to a job that starts itself again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from nestling.train import RunConfig, load_run, run
+from nestling.train import RunConfig, checkpoints, load_run, read_metrics, run
+from nestling.train.checkpoint import step_of
 from tests.distributed.train_runs import fork, wait
 from tests.train.small_runs import losses, same, small
 
@@ -33,6 +36,26 @@ def config_of() -> RunConfig:
     return replace(
         made, model=replace(made.model, depth=1), parallel=replace(made.parallel, ranks=SIZE, timeout=PATIENCE)
     )
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: of which run and rank, how long after its start, and what was there to go on from."""
+
+    run: int
+    rank: int
+    seconds: float
+    step: int  # the last one in metrics.jsonl
+    resumed_from: int  # step of the newest whole checkpoint, 0 = none
+
+
+def moment(folder: Path, run: int, rank: int, seconds: float) -> Kill:
+    """What a kill has left, once all ranks have ended."""
+    saved = checkpoints(folder / "checkpoints")
+    records = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    kill = Kill(run, rank, round(seconds, 3), len(records), step_of(saved[-1]) if saved else 0)
+    print(kill, file=sys.stderr, flush=True)
+    return kill
 
 
 class Attempt:
@@ -74,13 +97,13 @@ def stop_cleanly(config: RunConfig, folder: Path, seconds: float) -> None:
         assert f"saved up to step {stopped[0]}" in said, said
 
 
-def drill(kills: int, seed: int, folder: Path) -> tuple[int, int]:
-    """Returns the number of runs that the kills took, and how often the rank that was left said why it ended."""
+def drill(kills: int, seed: int, folder: Path) -> tuple[list[Kill], int]:
+    """All kills, and how often the rank that was left said why it ended."""
     moments, config = random.Random(seed), config_of()
     began = time.monotonic()
     assert wait(Attempt(config, folder / "whole").ranks) == [0] * SIZE, (folder / "log.txt").read_text()
-    duration, done, runs, explained = time.monotonic() - began, 0, 0, 0
-    while done < kills:
+    duration, done, runs, explained = time.monotonic() - began, list[Kill](), 0, 0
+    while len(done) < kills:
         runs += 1
         target = folder / f"killed-{runs}"
         if runs == 1:
@@ -88,15 +111,16 @@ def drill(kills: int, seed: int, folder: Path) -> tuple[int, int]:
         codes = [-signal.SIGKILL]
         while codes != [0] * SIZE:
             attempt = Attempt(config, target)
-            if done < kills:
-                codes = attempt.signalled(moments.uniform(0, duration), moments.randrange(SIZE), signal.SIGKILL)
-                done += -signal.SIGKILL in codes
+            if len(done) < kills:
+                seconds, rank = moments.uniform(0, duration), moments.randrange(SIZE)
+                codes = attempt.signalled(seconds, rank, signal.SIGKILL)
+                done += [moment(target, runs, rank, seconds)] if -signal.SIGKILL in codes else []
                 explained += "lost another rank, " in attempt.said
             else:
                 codes = wait(attempt.ranks)
                 assert codes == [0] * SIZE, attempt.said
         compare(folder / "whole", target)
-    return runs, explained
+    return done, explained
 
 
 def compare(one: Path, other: Path) -> None:
@@ -106,15 +130,30 @@ def compare(one: Path, other: Path) -> None:
     assert same(load_run(one, **quiet)[0].state_dict(), load_run(other, **quiet)[0].state_dict())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def report(what: str, kills: list[Kill], whole: Path, log: Path | None) -> None:
+    """One line about all kills, every run of which has ended as `whole` has; the log if it is wanted."""
+    said = f"{what}: {len(kills)} kills in {kills[-1].run} runs, every loss and weight equal bit for bit"
+    if log is not None:
+        final = read_metrics(whole / "metrics.jsonl")[-1]["loss"]
+        log.write_text(json.dumps({"said": said, "final_loss": final.hex(), "kills": [asdict(kill) for kill in kills]}))
+    print(said)
+
+
+def arguments(about: str) -> argparse.Namespace:
+    """Of a drill."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    parser.add_argument("--log", type=Path, help="write every kill here, as JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = arguments(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        runs, explained = drill(chosen.kills, chosen.seed, Path(folder))
-    print(f"{SIZE} ranks: {chosen.kills} kills in {runs} runs, every loss and weight equal bit for bit; ", end="")
-    print(f"the rank left said why it ended {explained} times")
+        kills, explained = drill(chosen.kills, chosen.seed, Path(folder))
+        said = f"{SIZE} ranks, {explained} times the one left said why it ended"
+        report(said, kills, Path(folder) / "whole", chosen.log)
 
 
 if __name__ == "__main__":
