@@ -147,7 +147,7 @@ def train(model: Any, wanted: Training, lrs: tuple[float, float], seed: int, fol
     states = [m.weight for level in levels.values() for m in level.maps.values()]
     model.requires_grad_(False)
     parts = [(rates, wanted.rates, lrs[0]), (states, wanted.states, lrs[1])]
-    groups = [{"params": p, "lr": lr, "weight_decay": 0.0} for p, chosen, lr in parts if chosen]
+    groups: list[dict[str, Any]] = [{"params": p, "lr": lr, "weight_decay": 0.0} for p, chosen, lr in parts if chosen]
     for group in groups:
         for p in group["params"]:
             p.requires_grad_(True)
@@ -288,8 +288,9 @@ def difference(readers: Cell, name: str, other: str) -> Cell:
     mine, theirs = readers[name]["1"], readers[other]["1"]
     made: Cell = {"of": name, "less": other}
     novels, stories = ([over_texts(cells, key) for cells in (mine, theirs)] for key in ("read", "stories after"))
-    both = [[a + WEIGHT * b for a, b in zip(*pair, strict=True)] for pair in zip(novels, stories, strict=True)]
-    made |= {"read": found(paired(*novels)), "stories after": found(paired(*stories)), "worth": found(paired(*both))}
+    both = [[a + WEIGHT * b for a, b in zip(n, s, strict=True)] for n, s in zip(novels, stories, strict=True)]
+    for key, (ours, others) in {"read": novels, "stories after": stories, "worth": both}.items():
+        made[key] = found(paired(ours, others))
     lines = [line(readers[other], seed) for seed in range(len(SEEDS))] if other in LINES else []
     expected = [at(points, x) for points, x in zip(lines, stories[0], strict=False)]
     known = [y for y in expected if y is not None]
