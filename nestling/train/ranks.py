@@ -137,7 +137,7 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
+        meet(backend, timedelta(seconds=config.timeout))
     ranks = joined(config.sequence)
     if config.ranks not in (0, ranks.size):
         raise ValueError(
@@ -150,6 +150,18 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def meet(backend: str, limit: timedelta) -> None:
+    """Form the group, apart from what earlier attempts of the same job left.
+
+    All restarts of torchrun share one store (torch 2.13), where a rank may find the address of a rank that was killed.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
+    mine = dist.PrefixStore(f"attempt {attempt()}", store)
+    dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=limit)
+
+
 def local_device(device: str) -> str:
     """The device of this rank: with torchrun, "cuda" is the card of its own number."""
     local = os.environ.get("LOCAL_RANK")
@@ -158,4 +170,9 @@ def local_device(device: str) -> str:
 
 def restarted() -> bool:
     """Whether torchrun has started these processes again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return attempt() > 0
+
+
+def attempt() -> int:
+    """How often torchrun has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
