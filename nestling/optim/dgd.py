@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nestling.optim.base import Group, Optimizer, State
 from nestling.optim.layer_inputs import Keys, Observer, keys_of
+from nestling.optim.sharded import is_spread, part_like, shard_group, total, whole
 
 
 class DGD(Optimizer):
@@ -38,7 +40,10 @@ class DGD(Optimizer):
     inputs of all. Gradients of `torch.autograd.grad` count as met inputs too: call zero_grad after it.
 
     Raises ValueError for a weight shared by layers of different kinds (an embedding and a head), for a gradient of a
-    layer that never ran as a module (the out_proj of nn.MultiheadAttention), and where several processes train.
+    layer that never ran as a module (the out_proj of nn.MultiheadAttention), and where several processes train
+    without FSDP2. With it, the inputs of all processes count: per weight and step their Gram matrix is summed, and
+    each process writes its own rows (embeddings and grouped convolutions are gathered, one at a time). FSDP2 has to
+    be there before the optimizer.
     """
 
     def __init__(
@@ -69,9 +74,22 @@ class DGD(Optimizer):
         for p, g in zip(params, grads, strict=True):
             g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else g
             keys = self.keys.get(p)
+            if keys is not None and is_spread(p):
+                keys.pool(p, partial(total, like=p))  # type: ignore[arg-type]
             if keys is None or not self.met(keys, p):
                 p.sub_(g, alpha=group["lr"])
-                continue
+            elif keys.by_rows and shard_group(p) is not None:
+                self.write(p.to_local(), g.to_local(), keys, group)  # type: ignore[attr-defined]
+            elif is_spread(p):
+                made = whole(p)
+                self.write(made, whole(g), keys, group)
+                p.copy_(part_like(made, p))
+            else:
+                self.write(p, g, keys, group)
+
+    def write(self, p: Tensor, g: Tensor, keys: Keys, group: Group) -> None:
+        """Write a weight, or some rows of it, in place."""
+        if p.numel():
             dtype = torch.promote_types(p.dtype, torch.float32)
             W, G = keys.fold(p).to(dtype), keys.fold(g).to(dtype)
             p.copy_(keys.unfold(self.written(W, G, keys, group), p))
@@ -87,7 +105,7 @@ class DGD(Optimizer):
 
     def met(self, keys: Keys, p: Tensor) -> bool:
         """Whether the layer ran; a gradient without any inputs is refused."""
-        if keys.count == 0 and bool(p.grad.any()):  # type: ignore[union-attr]
+        if keys.count == 0 and bool(whole(p.grad).any()):  # type: ignore[arg-type]
             raise ValueError(
                 f"a weight of shape {tuple(p.shape)} has a gradient, but DGD saw no inputs of its layer (it is used "
                 "outside its module, or the hooks were removed); name it in plain=[...] for plain gradient descent"
@@ -102,8 +120,11 @@ class DGD(Optimizer):
         """Write every parameter that has a gradient, and forget the inputs met."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             processes = torch.distributed.get_world_size()
-            if processes > 1:
-                raise ValueError(f"{processes} processes train, and DGD sees the inputs of one; use one process")
+            if processes > 1 and not all(is_spread(p) for p in self.keys):
+                raise ValueError(
+                    f"{processes} processes train, and DGD sees the inputs of one; use fully_shard (FSDP2) before "
+                    "making the optimizer, or one process"
+                )
         loss = super().step(closure)
         self.forget_inputs()
         return loss

@@ -9,6 +9,7 @@ so forward passes without a backward pass leave nothing, and gradient checkpoint
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ class Keys(ABC):
     @abstractmethod
     def see(self, module: nn.Module, x: Tensor) -> None:
         """Add the keys in what the module received."""
+
+    @abstractmethod
+    def pool(self, p: Tensor, total: Callable[[Tensor], Tensor]) -> None:
+        """Make these the keys that all processes met; `total` sums over them. p: the weight, for its shape."""
+        self.count = int(total(torch.tensor(self.count, device=p.device)))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether each row of the parameter is a value of its own: any part of them is written as the whole is."""
+        return False
 
     @abstractmethod
     def fold(self, p: Tensor) -> Tensor:
@@ -80,6 +91,18 @@ class MatrixKeys(Keys):
         self.gram = met.mT @ met if self.gram is None else torch.baddbmm(self.gram, met.mT, met)
         self.rows = None
 
+    def pool(self, p: Tensor, total: Callable[[Tensor], Tensor]) -> None:
+        super().pool(p, total)
+        if self.gram is None:
+            width, dtype = p.shape[1:].numel(), torch.promote_types(p.dtype, torch.float32)
+            zeros = torch.zeros(self.groups, width, width, dtype=dtype, device=p.device)
+            self.gram = zeros if self.rows is None else self.rows.mT @ self.rows
+        self.gram, self.rows = total(self.gram), None
+
+    @property
+    def by_rows(self) -> bool:
+        return self.groups == 1
+
     def fold(self, p: Tensor) -> Tensor:
         return p.reshape(self.groups, p.shape[0] // self.groups, -1).mT
 
@@ -115,6 +138,11 @@ class TableKeys(Keys):
         counts = torch.bincount(index, minlength=module.num_embeddings)
         self.count += len(index)
         self.counts = counts if self.counts is None else self.counts + counts
+
+    def pool(self, p: Tensor, total: Callable[[Tensor], Tensor]) -> None:
+        super().pool(p, total)
+        none = torch.zeros(len(p), dtype=torch.long, device=p.device)
+        self.counts = total(none if self.counts is None else self.counts)
 
     def fold(self, p: Tensor) -> Tensor:
         return p[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from nestling.ops import dispatch
 from nestling.ops.newton_schulz.batched import ALONE
 from nestling.optim.base import Group, Optimizer, matrix
-from nestling.optim.sharded import part_like, whole
+from nestling.optim.sharded import each_on_one, part_like, rounds, shard_group, whole
 
 BATCH_BYTES = 1 << 27  # of matrices that are orthogonalised together; a batch this large fills any device
 ADJUSTMENTS = (None, "original", "match_rms_adamw")
@@ -23,10 +24,10 @@ def nesterov(grads: list[Tensor], momenta: list[Tensor], beta: float) -> list[Te
 
 
 class MatrixOptimizer(Optimizer):
-    """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape.
+    """An optimizer that reads whole matrices. `update` gets parameters of one matrix shape, or a round of DTensors.
 
     Convolution kernels (out, in, ...) count as (out, in ...); vectors and scalars are refused. foreach=False gives
-    each matrix a batch of its own.
+    each matrix a batch of its own. Under FSDP2 each matrix is orthogonalised by one process.
     """
 
     def check_group(self, group: Group) -> None:
@@ -44,7 +45,10 @@ class MatrixOptimizer(Optimizer):
             )
 
     def parts(self, params: list[Tensor], group: Group) -> Iterable[list[Tensor]]:
-        return super().parts(params, group) if group["foreach"] is False else equal_shapes(params)
+        spread = [p for p in params if shard_group(p) is not None]
+        here = [p for p in params if shard_group(p) is None] if spread else params
+        own = super().parts(here, group) if group["foreach"] is False else equal_shapes(here)
+        return chain(rounds(spread), own)
 
 
 def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -71,9 +75,17 @@ def matrix_shape(p: Tensor) -> tuple[int, int]:
 
 
 def orthogonalize(matrices: list[Tensor], group: Group, eps: float) -> list[Tensor]:
-    """Newton-Schulz of each, all of one shape; in `ns_dtype`, by default the device's fastest."""
+    """Newton-Schulz of each, all of one shape or a round; in `ns_dtype`, by default the device's fastest."""
     first = matrices[0]
-    stack = torch.empty(len(matrices), *matrix_shape(first), dtype=ns_dtype(first, group), device=first.device)
+    dtype = ns_dtype(first, group)
+
+    def factor(x: Tensor) -> Tensor:
+        made = dispatch.newton_schulz(matrix(x)[None], group["ns_steps"], group["ns_coefficients"], eps=eps)
+        return made.reshape(x.shape)
+
+    if shard_group(first) is not None:
+        return each_on_one([x.to(dtype) for x in matrices], factor)
+    stack = torch.empty(len(matrices), *matrix_shape(first), dtype=dtype, device=first.device)
     torch._foreach_copy_(list(stack.unbind()), [matrix(whole(x)) for x in matrices])
     made = dispatch.newton_schulz(stack, group["ns_steps"], group["ns_coefficients"], eps=eps)
     return [part_like(o.reshape(x.shape), x) for o, x in zip(made, matrices, strict=True)]

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from nestling import optim
+from nestling.ops import dispatch
 
 STEPS, BATCH = 10, 64
 
@@ -37,6 +38,8 @@ MAKE = {
     "Preconditioned, diagonal": lambda model: optim.PreconditionedMomentum(model.parameters(), 2e-3),
     "DeltaMomentum, scalar": lambda model: optim.DeltaMomentum(model.parameters(), 0.02, erase="scalar"),
     "MultiLevel": lambda model: both(lambda params: optim.Momentum(params, 0.05))(model, 3),
+    "DGD": lambda model: optim.DGD(model, 0.5),
+    "DGD, first order": lambda model: optim.DGD(model, 0.5, exact=False, weight_decay=0.01),
     "Muon": both(lambda params: optim.Muon(params, 0.01, ns_dtype="float32")),
     "M3": both(lambda params: optim.M3(params, 0.01, slow=[(3, 0.9, 0.5)], ns_dtype="float32")),
 }
@@ -72,17 +75,65 @@ def difference(model, alone):
     return max(float((p.full_tensor() - q).abs().max() / q.abs().max()) for p, q in pairs)
 
 
-def compare(make, rank, mesh):
+def train_alone(make):
     alone = network()
     optimizer = make(alone)
     for number in range(STEPS):
         step(alone, optimizer, number, slice(None))
+    return alone
+
+
+def compare(make, alone, rank, mesh):
     model, rows = spread(rank, mesh)
     optimizer = make(model)
     for number in range(STEPS):
         step(model, optimizer, number, rows)
     moved = difference(model, network())
     return {"difference": difference(model, alone), "moved": moved}
+
+
+class Text(nn.Module):
+    """An embedding, a grouped convolution, and a layer of one row."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.mix = nn.Embedding(11, 8), nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, tokens):
+        return self.out(torch.tanh(self.mix(self.embedding(tokens).mT)).mT)[..., 0]
+
+
+def delta_text(model, rows):
+    """Embedding and convolution under DGD."""
+    made, optimizer = torch.Generator().manual_seed(0), optim.DGD(model, 0.5)
+    tokens, goal = torch.randint(11, (8, 5), generator=made), torch.randn(8, 5, generator=made)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.mse_loss(model(tokens[rows]), goal[rows]).backward()
+        optimizer.step()
+    return model
+
+
+def compare_text(alone, rank, mesh):
+    model = delta_text(fully_shard(Text(), mesh=mesh), slice(4 * rank, 4 * rank + 4))
+    return {"difference": difference(model, alone), "moved": difference(model, Text())}
+
+
+def factored(rank, mesh):
+    """The shapes of what this process orthogonalises in one step of Muon on three matrices."""
+    model, rows = spread(rank, mesh)
+    optimizer, seen, real = MAKE["Muon"](model), [], dispatch.newton_schulz
+
+    def watched(stack, *args, **options):
+        seen.append(list(stack.shape))
+        return real(stack, *args, **options)
+
+    dispatch.newton_schulz = watched
+    step(model, optimizer, 0, rows)
+    dispatch.newton_schulz = real
+    return seen
 
 
 def resumed(rank, mesh):
@@ -108,9 +159,12 @@ def resumed(rank, mesh):
 def main() -> None:
     rank, store = int(sys.argv[1]), dist.FileStore(sys.argv[2], 2)
     torch.set_num_threads(1)
+    alone = {name: train_alone(make) for name, make in MAKE.items()}
+    text = delta_text(Text(), slice(None))
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
     mesh = init_device_mesh("cpu", (2,))
-    results = {name: compare(make, rank, mesh) for name, make in MAKE.items()}
+    results = {name: compare(make, alone[name], rank, mesh) for name, make in MAKE.items()}
+    results |= {"DGD, other layers": compare_text(text, rank, mesh), "factored": factored(rank, mesh)}
     print(json.dumps({**results, "resumed": resumed(rank, mesh)}), flush=True)
     leave(rank, store)
 

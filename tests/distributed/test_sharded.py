@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("processes.py")
 ELEMENT_WISE = ("AdamW", "Momentum", "Preconditioned, diagonal", "DeltaMomentum, scalar", "MultiLevel")
-MATRICES = ("Muon", "M3")
+MATRICES = ("Muon", "M3", "DGD", "DGD, first order", "DGD, other layers")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,10 @@ def test_two_processes_equal_one_over_ten_steps(results: list[dict], name: str, 
     for process in results:
         assert process[name]["difference"] <= allowed
         assert process[name]["moved"] > 1e-2
+
+
+def test_each_matrix_is_orthogonalised_by_one_process_and_alone(results: list[dict]) -> None:
+    assert [process["factored"] for process in results] == [[[1, 8, 8], [1, 8, 7]], [[1, 7, 8]]]
 
 
 def test_a_sharded_checkpoint_goes_on_with_equal_bits(results: list[dict]) -> None:
