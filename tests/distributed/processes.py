@@ -121,6 +121,16 @@ def compare_text(alone, rank, mesh):
     return {"difference": difference(model, alone), "moved": difference(model, Text())}
 
 
+def refusal():
+    """What DGD says of a model that is not spread."""
+    model = network()
+    try:
+        step(model, MAKE["DGD"](model), 0, slice(None))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def factored(rank, mesh):
     """The shapes of what this process orthogonalises in one step of Muon on three matrices."""
     model, rows = spread(rank, mesh)
@@ -164,7 +174,11 @@ def main() -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
     mesh = init_device_mesh("cpu", (2,))
     results = {name: compare(make, alone[name], rank, mesh) for name, make in MAKE.items()}
-    results |= {"DGD, other layers": compare_text(text, rank, mesh), "factored": factored(rank, mesh)}
+    results |= {
+        "DGD, other layers": compare_text(text, rank, mesh),
+        "factored": factored(rank, mesh),
+        "refusal": refusal(),
+    }
     print(json.dumps({**results, "resumed": resumed(rank, mesh)}), flush=True)
     leave(rank, store)
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from nestling.optim.sharded import chunks
 
 SCRIPT = Path(__file__).with_name("processes.py")
 ELEMENT_WISE = ("AdamW", "Momentum", "Preconditioned, diagonal", "DeltaMomentum, scalar", "MultiLevel")
@@ -41,6 +44,17 @@ def test_two_processes_equal_one_over_ten_steps(results: list[dict], name: str, 
 
 def test_each_matrix_is_orthogonalised_by_one_process_and_alone(results: list[dict]) -> None:
     assert [process["factored"] for process in results] == [[[1, 8, 8], [1, 8, 7]], [[1, 7, 8]]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 3, 5, 7, 8])
+def test_chunks_are_those_of_torch(rows: int, size: int) -> None:
+    there = [len(part) for part in torch.arange(rows).chunk(size)]
+    assert chunks(rows, size) == there + [0] * (size - len(there))
+
+
+def test_dgd_refuses_processes_whose_inputs_it_does_not_see(results: list[dict]) -> None:
+    assert all("2 processes train" in process["refusal"] for process in results)
 
 
 def test_a_sharded_checkpoint_goes_on_with_equal_bits(results: list[dict]) -> None:

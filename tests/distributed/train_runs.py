@@ -234,7 +234,7 @@ def main() -> None:
     cases = {
         "adamw": (config_of(), 4, {"shard": 2}),
         "muon": (config_of("muon"), 2, {"accumulate": 2, "recompute": True}),
-        "m3": (config_of("m3"), 4, {}),
+        "m3": (config_of("m3"), 4, {"shard": 2}),
         "sequence": (stretched(), 4, {"sequence": 2, "accumulate": 2}),
     }
     for name, (config, size, parallel) in cases.items():
