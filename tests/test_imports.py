@@ -31,14 +31,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"core", "data", "evals", "introspect", "models", "train", "version"},
     "sessions": {"core", "memories", "models"},
     "hf": {"core", "memories", "models", "version"},
-    "cli": {"bench", "core", "data", "demo", "evals", "hf", "introspect", "models", "sessions", "train", "version"},
+    "launch": {"train"},
+    "cli": {
+        "bench",
+        "core",
+        "data",
+        "demo",
+        "evals",
+        "hf",
+        "introspect",
+        "launch",
+        "models",
+        "sessions",
+        "train",
+        "version",
+    },
 }
 TOP = {"__init__", "__main__"}  # join everything
 NEEDED = {"torch", "numpy", "safetensors"}
 ONLY_TORCH = {"core", "ops", "optim", "memories"}
 WHOLE = {"hf": {"transformers"}}  # folders that exist for a package, which may load it at once
 SHARED = {"alignment", "chunks", "delta_chunks", "groups", "walk"}  # modules of ops that every op may import
-OPTIONAL = {"datasets", "lm_eval", "matplotlib", "pyarrow", "tensorboard", "tokenizers"}  # inside functions
+OPTIONAL = {"datasets", "lm_eval", "matplotlib", "pyarrow", "ray", "tensorboard", "tokenizers"}  # inside functions
 KERNELS = {"fla", "triton"}  # in files whose names start so, which dispatch loads when it chooses them
 BLOCKED = [*sorted(OPTIONAL | KERNELS), "fastapi", "jaxtyping", "rich", "transformers", "tyro"]
 

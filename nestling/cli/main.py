@@ -13,6 +13,7 @@ from nestling.version import __version__
 COMMANDS = {
     "demo": "train a small Hope, let it read, write a report: the whole library in minutes",
     "train": "train a model by a recipe, or go on with a run",
+    "ray": "train a recipe on a Ray cluster, or a sweep of it",
     "generate": "continue a text with a trained model",
     "read": "let a trained model read a file, and keep what it learned in a memory file",
     "convert": "make levels of the MLPs of a pretrained model of transformers",

@@ -142,7 +142,8 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
     if config.ranks not in (0, ranks.size):
         raise ValueError(
             f"parallel.ranks={config.ranks}, but {ranks.size} processes are running; "
-            f"start them with: torchrun --nproc-per-node {config.ranks} -m nestling train ..."
+            f"start them with: torchrun --nproc-per-node {config.ranks} -m nestling train ... "
+            f"(accelerate launch: --multi_gpu --num_processes {config.ranks}, which counts CPU processes too)"
         )
     yield ranks
     if mine:

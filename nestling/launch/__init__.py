@@ -1,0 +1,1 @@
+"""Launchers: what starts the processes of a run where torchrun does not."""
