@@ -16,9 +16,9 @@ EPILOG = """\
   nestling ray recipes/lm_small.py:hope --out runs/sweep \\
       --sweep optim.lr=2e-3,4e-3 train.seed=0,1 model.name=hope,transformer
 
-Options of the config as in `nestling train`. Without RAY_ADDRESS a cluster of this machine alone is started. A worker
-that dies is started again, from the newest checkpoint. A sweep trains every combination, one process each; called again it
-skips what is finished and goes on with what is not. Needs: pip install 'nestling[ray]'.
+Options of the config as in `nestling train`. Without RAY_ADDRESS a cluster of this machine is started. A worker
+that dies is started again, from the newest checkpoint. A sweep trains every combination, one process each; called
+again it skips what is finished and goes on with what is not. Needs: pip install 'nestling[ray]'.
 """
 
 
