@@ -57,7 +57,7 @@ def titans(dtype: torch.dtype, width: int, hidden: tuple[int, ...] = ()) -> list
     sizes = (width, *hidden, width)
     weights = tuple(torch.randn(HEADS, a, b, requires_grad=True) for a, b in zip(sizes, sizes[1:], strict=False))
     op = import_module("nestling.ops.titans.triton").titans
-    y, state = op(q, k, v, *gates, weights=weights, chunk_size=CHUNK, decay_to="initial")
+    y, state = op(q, k, v, *gates, weights=weights, chunk_size=CHUNK, decay_to="initial", normalized=True)
     return [y, *state]
 
 

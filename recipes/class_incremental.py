@@ -12,10 +12,12 @@ the same order and the same batches, with the same features and a linear map to 
 * "trained head": the head is learned by the method's own rule. In Hope it is one more level, with the old-key metric
   that the stream itself accumulates.
 * "memory head": for every method the head is the same associative memory (continual_methods/memory_head.py), written
-  batch by batch after it was read; methods differ in what they do to the backbone. "frozen" does nothing to it.
+  batch by batch after it was read; methods differ in what they do to the backbone. "frozen" does nothing to it (with
+  a trained head: with that of Hope).
 * "frozen features": nearest class mean, LDA, KLDA: no gradient anywhere. "in context": nothing is written at all.
 
-Hope-1, -2, -3: the MLPs of the backbone are levels with periods of 10; 10 and 40; 10, 40 and 160 texts. One number
+Hope-1, -2, -3: the MLPs of the backbone are levels with periods of 10; 10 and 40; 10, 40 and 160 texts. "one period":
+the levels of Hope-3, all with a period of 10, at its rates per text. One number
 of each method (a rate, EWC's strength, a width) is the best of three on validation texts of CLINC150 with one seed, by
 average accuracy at the end of a shorter stream; then it is frozen for all sets. EWC has the rate of sequential
 fine-tuning, Hope-2 and Hope-3 have the rate of Hope-1. The metric's strength in the trained head of Hope (kappa 1) was

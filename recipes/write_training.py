@@ -36,13 +36,14 @@ from torch import Tensor
 
 from nestling.data import load_documents
 from nestling.evals.reading import read_text
-from nestling.evals.statistics import Interval, paired, verdict
 from nestling.memories.continuum import continuum_levels
 from recipes.cells import Cell, cell, rounded, write_result
 from recipes.command import add_data, parser_of, run
 from recipes.fitting import minimise
 from recipes.pretrained_frontier import book, plain_name
 from recipes.pretrained_reading import DATA, known_stories, stories_loss
+from recipes.write_training_gaps import CONTROL, LINES, SEEDS, UNTRAINED, WEIGHT, difference
+from recipes.write_training_page import draw, page
 
 RUNS = Path("runs/write_training")
 PERIODS, STEPS, NOVEL, STORIES, CHUNK = (256, 512, 1024), 30, 3072, 1024, 30_000  # tokens; characters of a novel
@@ -59,10 +60,9 @@ NOVELS = (
     "war_and_peace",
 )
 TESTS, VALIDATION, TOKENS = ("emma", "sherlock_holmes"), "moby_dick", 16_384
-FACTORS, RATE_LRS, STATE_LRS, SEEDS = (0.5, 1.0, 2.0, 4.0), (0.03, 0.1, 0.3), (1e-4, 3e-4, 1e-3), (0, 1, 2)
-WEIGHT = 10.0  # of the stories against the novels
+FACTORS, RATE_LRS, STATE_LRS = (0.5, 1.0, 2.0, 4.0), (0.03, 0.1, 0.3), (1e-4, 3e-4, 1e-3)
 WHOLE = 10**6  # more writes than there are: the exact gradient is cut at the ends of steps alone
-UNTRAINED, CONTROL, OWN = "untouched", "without writes", "without writes, at its own best learning rate"
+OWN = "without writes, at its own best learning rate"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,6 @@ PAIRS = (
     *((name, other) for name, t in TRAININGS.items() if t.states and t.writes for other in (CONTROL, OWN)),
     *((name, t.like) for name, t in TRAININGS.items() if t.writes and t.like),
 )
-LINES = (UNTRAINED, CONTROL)  # read at multiples of their rates
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -277,52 +276,7 @@ def report(folder: str | None) -> Path:
     return write_result("write_training", config, list(SEEDS), rounded(metrics))
 
 
-def over_texts(cells: dict[str, list[Cell]], key: str) -> list[float]:
-    """The mean over the novels, by seed."""
-    return [sum(c[key] for c in group) / len(group) for group in zip(*cells.values(), strict=True)]
-
-
-def difference(readers: Cell, name: str, other: str) -> Cell:
-    """One reader less another, by seed, means over the novels: nats on them, on the stories, and both as they count;
-    and, where the other was read at multiples, nats on the novels less those on its line at equal stories."""
-    mine, theirs = readers[name]["1"], readers[other]["1"]
-    made: Cell = {"of": name, "less": other}
-    novels, stories = ([over_texts(cells, key) for cells in (mine, theirs)] for key in ("read", "stories after"))
-    both = [[a + WEIGHT * b for a, b in zip(n, s, strict=True)] for n, s in zip(novels, stories, strict=True)]
-    for key, (ours, others) in {"read": novels, "stories after": stories, "worth": both}.items():
-        made[key] = found(paired(ours, others))
-    lines = [line(readers[other], seed) for seed in range(len(SEEDS))] if other in LINES else []
-    expected = [at(points, x) for points, x in zip(lines, stories[0], strict=False)]
-    known = [y for y in expected if y is not None]
-    made["at equal stories"] = found(paired(novels[0], known)) if len(known) == len(SEEDS) else None
-    return made
-
-
-def found(gap: Interval) -> Cell:
-    """An interval with what may be said of it."""
-    return vars(gap) | {"verdict": verdict(gap)}
-
-
-def line(kinds: Cell, seed: int) -> list[tuple[float, float]]:
-    """(stories after, nats on the novels) of one reader from no writes on, by rising factor."""
-    still = next(iter(kinds.values()))
-    points = [(over_texts(still, "stories")[seed], over_texts(still, "frozen")[seed])]
-    return points + [(over_texts(c, "stories after")[seed], over_texts(c, "read")[seed]) for c in kinds.values()]
-
-
-def at(points: Sequence[tuple[float, float]], stories: float) -> float | None:
-    """The least nats of a line, by straight pieces, at a loss on the stories; None where it never has it."""
-    values = [
-        y0 + (stories - x0) / (x1 - x0) * (y1 - y0)
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False)
-        if min(x0, x1) <= stories <= max(x0, x1) and x0 != x1
-    ]
-    return min(values, default=None)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    from recipes.write_training_page import draw, page
-
     parser = parser_of("write_training", __doc__)
     add_data(parser)
     options = parser.parse_args(argv)

@@ -7,7 +7,7 @@ from pathlib import Path
 from nestling.evals.statistics import interval
 from recipes.cells import Cell, cpu_minutes
 from recipes.command import shown
-from recipes.write_training import LINES, SEEDS, UNTRAINED, WEIGHT, line, over_texts
+from recipes.write_training_gaps import LINES, SEEDS, UNTRAINED, WEIGHT, line, over_texts
 
 
 def page(result: Cell) -> str:

@@ -17,6 +17,7 @@ COLOURS = {  # of the methods, in every figure
     "Hope-1": "#9ac1e6",
     "Hope-2": "#4a90c8",
     "Hope-3": "#1a4f7a",
+    "one period": "#5e4fa2",
     "frozen": "#8a8a8a",
     "sequential": "#c05621",
     "LoRA": "#d69e2e",

@@ -11,6 +11,7 @@ need("transformers")
 
 from nestling.memories.continuum import continuum_levels  # noqa: E402
 from recipes import write_training as recipe  # noqa: E402
+from recipes.write_training_gaps import at, difference, line  # noqa: E402
 
 
 @pytest.fixture
@@ -63,9 +64,9 @@ def test_a_training_changes_what_it_says(small, name):
 
 def test_a_training_is_compared_on_the_line_of_its_control():
     points = [(1.0, 4.0), (0.9, 3.0), (1.2, 2.7), (2.0, 2.6)]
-    assert recipe.at(points, 1.05) == pytest.approx(2.85)
-    assert recipe.at(points, 0.95) == pytest.approx(2.95)  # the line passes twice
-    assert recipe.at(points, 0.8) is None and recipe.at(points, 3.0) is None
+    assert at(points, 1.05) == pytest.approx(2.85)
+    assert at(points, 0.95) == pytest.approx(2.95)  # the line passes twice
+    assert at(points, 0.8) is None and recipe.at(points, 3.0) is None
 
 
 def test_differences_are_paired_and_against_the_right_reader():
@@ -74,10 +75,10 @@ def test_differences_are_paired_and_against_the_right_reader():
         return {"1": dict.fromkeys(recipe.TESTS, each)}
 
     readers = {recipe.UNTRAINED: reader(3.0, 1.1), recipe.CONTROL: reader(2.9, 1.2), recipe.BOTH: reader(2.7, 1.1)}
-    gap = recipe.difference(readers, recipe.BOTH, recipe.CONTROL)
+    gap = difference(readers, recipe.BOTH, recipe.CONTROL)
     assert gap["worth"]["mean"] == pytest.approx(-0.2 - 1.0) and gap["read"]["mean"] == pytest.approx(-0.2)
     assert gap["stories after"]["verdict"] == "better"
     assert gap["at equal stories"]["mean"] == pytest.approx(-0.75 + 0.4 / 6)
     readers[recipe.RATES] = reader(2.95, 1.5)
-    assert recipe.difference(readers, recipe.RATES, recipe.UNTRAINED)["at equal stories"] is None  # beyond the line
-    assert recipe.difference(readers, recipe.UNTRAINED, recipe.RATES)["at equal stories"] is None  # there is no line
+    assert difference(readers, recipe.RATES, recipe.UNTRAINED)["at equal stories"] is None  # beyond the line
+    assert difference(readers, recipe.UNTRAINED, recipe.RATES)["at equal stories"] is None  # there is no line
