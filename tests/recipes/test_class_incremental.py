@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from recipes.class_tasks import Size, Texts, stream
+from recipes.continual_methods.cms import CmsWrites
 
 CLASSES = [f"class {i}" for i in range(6)]
 SIZE = Size(tasks=3, train=4, validation=2, test=3)
@@ -99,3 +101,23 @@ def test_names_are_scored_by_the_mean_log_probability_of_their_tokens(small) -> 
             logits = small(input_ids=torch.cat([prompt, name])[None]).logits[0].log_softmax(-1)
         by_hand = logits[2 : 2 + len(name)].gather(1, name[:, None]).mean()
         torch.testing.assert_close(score, by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["one period", "frozen"])
+def test_controls_of_the_trained_head_write_what_they_say(method: str) -> None:
+    from recipes.class_methods import BATCH, SHARE, TRAINED, Row, make
+
+    own = torch.randint(3, 512, (4, 33), generator=torch.Generator().manual_seed(0))
+    classifier, taught = make(Row(method, TRAINED, ()), 0.3, 0.0, 3, own, seed=0)
+    data = examples(BATCH, 3)
+    classifier.expect(data)
+    taught.learn(data)
+    assert isinstance(taught, CmsWrites)
+    levels = {path: level for path, level in taught.levels.items() if path != "head"}
+    assert taught.state["head"].writes == 1 and taught.moved().keys() == taught.levels.keys()
+    if method == "frozen":
+        assert not levels
+    else:
+        assert [level.period for level in levels.values()] == [BATCH] * 5  # the early layers are the slow ones of Hope-3
+        slow = [float(level.rule.rate) / (0.3 * SHARE) for level in levels.values()]
+        assert slow == pytest.approx([1 / 16, 1 / 16, 1 / 4, 1 / 4, 1])

@@ -11,7 +11,7 @@ need("transformers")
 
 from nestling.memories.continuum import continuum_levels  # noqa: E402
 from recipes import write_training as recipe  # noqa: E402
-from recipes.write_training_gaps import at, difference, line  # noqa: E402
+from recipes.write_training_gaps import at, difference  # noqa: E402
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_training_is_compared_on_the_line_of_its_control():
     points = [(1.0, 4.0), (0.9, 3.0), (1.2, 2.7), (2.0, 2.6)]
     assert at(points, 1.05) == pytest.approx(2.85)
     assert at(points, 0.95) == pytest.approx(2.95)  # the line passes twice
-    assert at(points, 0.8) is None and recipe.at(points, 3.0) is None
+    assert at(points, 0.8) is None and at(points, 3.0) is None
 
 
 def test_differences_are_paired_and_against_the_right_reader():
