@@ -44,9 +44,16 @@ class Attention(nn.Module):
         self.rotary_base = rotary_base
 
     def forward(
-        self, x: Tensor, state: AttentionState | OpenCache | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        state: AttentionState | OpenCache | None = None,
+        lengths: Tensor | None = None,
+        *,
+        even: bool | None = None,
     ) -> tuple[Tensor, AttentionState | OpenCache]:
         """x (B, T, D) -> y (B, T, D) and the cache after it.
+
+        even: `is_even(state, lengths)`, where that is known; None = it is asked here.
 
         An `OpenCache` is for one token per call: it is written in place, with fixed shapes and without waiting for the
         device.
@@ -70,7 +77,7 @@ class Attention(nn.Module):
             k, v = torch.cat([state.k.to(k.dtype), k], 1), torch.cat([state.v.to(v.dtype), v], 1)
             slot = torch.cat([state.slot, slot], 1)
         o = self._attend(q, k, v, slot, positions, plain=state is None)
-        k, v, slot = self._kept(k, v, slot, compact=state is not None or lengths is not None)
+        k, v, slot = self._kept(k, v, slot, even=self.is_even(state, lengths) if even is None else even)
         y = self.out(o.flatten(2))
         return y, AttentionState(k, v, slot, start + (tokens if lengths is None else lengths), self.window)
 
@@ -113,10 +120,15 @@ class Attention(nn.Module):
             seen = seen & (age < self.window)
         return (seen | ~seen.any(-1, keepdim=True)).unsqueeze(1)
 
-    def _kept(self, k: Tensor, v: Tensor, slot: Tensor, *, compact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def is_even(self, state: AttentionState | OpenCache | None, lengths: Tensor | None) -> bool:
+        """Whether all rows have read, and will have, a token in every place of the cache. Asks the device."""
+        full = state is None or (isinstance(state, AttentionState) and bool((state.slot > 0).all()))
+        return lengths is None and full
+
+    def _kept(self, k: Tensor, v: Tensor, slot: Tensor, *, even: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The cache that later queries can need, left-aligned per row."""
         limit = slot.shape[1] if self.window is None else self.window - 1
-        if not compact or bool((slot > 0).all()):
+        if even:
             cut = max(0, slot.shape[1] - limit)
             return k[:, cut:], v[:, cut:], slot[:, cut:]
         newest = slot.amax(1, keepdim=True)

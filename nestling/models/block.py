@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,9 @@ STACKS: dict[str, type[ContinuumStack]] = {
 }
 
 
+Reads = Callable[["Block", Tensor, Any, Tensor | None], tuple[Tensor, Any]]
+
+
 class Block(nn.Module):
     """x <- x + mixer(norm x), then the CMS levels, each with its own norm and residual path.
 
@@ -34,6 +38,7 @@ class Block(nn.Module):
         channel: a continuum stack.
     Attributes:
         recompute: keep no activations of the block for the backward pass, which computes them again.
+        reads: how it computes: `read`, or graphs of it that all blocks share (compiled.py).
     """
 
     def __init__(self, dim: int, mixer: nn.Module, channel: ContinuumStack) -> None:
@@ -42,16 +47,13 @@ class Block(nn.Module):
         self.mixer: Any = mixer
         self.channel = channel
         self.recompute = False
+        self.reads: Reads = read
 
     def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """x (B, T, D) -> (B, T, D) and the mixer's state."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpointed(self._read, x, state, lengths)
-        return self._read(x, state, lengths)
-
-    def _read(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        y, state = self.mixer(self.norm(x), state, lengths)
-        return self.channel(x + y)[0], state
+            return checkpointed(self.reads, self, x, state, lengths)
+        return self.reads(self, x, state, lengths)
 
     def keys_per_query(self, context: int) -> int:
         """Keys that attention, if there is any, compares a query with when `context` tokens were read."""
@@ -67,6 +69,12 @@ class Block(nn.Module):
         segment = 16 * int(min(periods)) + 32
         twice = [box if box.state_bytes is None else replace(box, state_bytes=2 * box.state_bytes) for box in boxes]
         return [*twice, replace(channel[0], state_bytes=(channel[0].state_bytes or 0) + segment), *channel[1:]]
+
+
+def read(block: Block, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    """What a block computes: its mixer, then its channel."""
+    y, state = block.mixer(block.norm(x), state, lengths)
+    return block.channel.join(x + y), state
 
 
 def continuum_of(config: ModelConfig) -> ContinuumStack:

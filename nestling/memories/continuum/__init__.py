@@ -14,9 +14,10 @@ from .learn import (
     tokens_to_write,
 )
 from .level import ContinuumLevel, LevelState, Observation
-from .linear import FastLinear, Reading, checkpointed, reading, untaped
+from .linear import Bend, FastLinear, Reading, ahead, checkpointed, reading, untaped
 from .matrix import FastMatrix
 from .memory import (
+    Bends,
     ContinuumMemory,
     ContinuumStack,
     GatedMLP,
@@ -29,6 +30,8 @@ from .rules import DIRECTIONS, AdamLike, InnerRule, Momentum, MuonLike
 __all__ = [
     "DIRECTIONS",
     "AdamLike",
+    "Bend",
+    "Bends",
     "ContinuumLevel",
     "ContinuumMemory",
     "ContinuumStack",
@@ -45,6 +48,7 @@ __all__ = [
     "Observation",
     "Reading",
     "absorb",
+    "ahead",
     "calibrate",
     "check_periods",
     "checkpointed",

@@ -8,7 +8,7 @@ through any module, ours or not, and no module ever changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -56,6 +56,23 @@ class Reading:
     merged: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Bend:
+    """What one piece of text makes of a map: all that its arithmetic depends on, the input and W apart.
+
+    Attributes:
+        weight: (B, O, I) the weights in force in each row; None = W, and beside it
+        delta: what each row adds to W; None = nothing.
+        tap: zeros (B, T, O) that are added to the output, so that their gradient is that of the output.
+        keys: takes the input, where something is to be learned from it.
+    """
+
+    weight: Tensor | None = None
+    delta: FastMatrix | None = None
+    tap: Tensor | None = None
+    keys: list[Tensor] | None = None
+
+
 _ACTIVE: ContextVar[Reading | None] = ContextVar("nestling_reading", default=None)
 
 
@@ -78,6 +95,36 @@ def untaped() -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+@contextmanager
+def ahead(maps: Sequence[FastLinear], rows: int, tokens: int) -> Iterator[list[Bend]]:
+    """Ask the reading around about `maps` before they run, once each, on `tokens` tokens of `rows` rows.
+
+    Inside, every map is called with its bend and asks nothing itself, so a traced function can call it. What it
+    teaches is put on the tape at the end. The weights of a piece to learn from are gathered in memory of their own, so
+    that they look the same whether anything was written yet or not.
+    """
+    now = _ACTIVE.get()
+    if now is None:
+        yield [Bend() for _ in maps]
+        return
+    bends = [m.bend(now, rows, tokens) for m in maps]
+    if now.tape is not None:
+        bends = [_taught(m, bend, rows, tokens) for m, bend in zip(maps, bends, strict=True)]
+    yield bends
+    for m, bend in zip(maps, bends, strict=True) if now.tape is not None else ():
+        (x,), wanted = bend.keys, bend.weight if bend.tap is None else bend.tap  # type: ignore[misc]
+        now.tape.setdefault(m, []).append(Trace(x, wanted, bend.tap is not None))  # type: ignore[union-attr,arg-type]
+
+
+def _taught(m: FastLinear, bend: Bend, rows: int, tokens: int) -> Bend:
+    """The bend with what the tape needs."""
+    if not m.teaches_factored(tokens):
+        assert bend.weight is not None
+        return Bend(weight=bend.weight.contiguous(), keys=[])
+    nothing = torch.zeros((), dtype=_dtype_of_products(m.weight), device=m.weight.device)
+    return replace(bend, tap=nothing.expand(rows, tokens, m.out_features).requires_grad_(), keys=[])
 
 
 def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
@@ -118,17 +165,43 @@ class FastLinear(nn.Linear):
         self.register_buffer("inner_keys", None)
         self.register_buffer("inner_metric", None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        now = _ACTIVE.get()
-        if now is None:
+    def forward(self, x: Tensor, bend: Bend | None = None) -> Tensor:
+        """x (B, ..., I) -> (B, ..., O).
+
+        bend: what the reading around says of this map, if that was asked before (`ahead`); None = it is asked here.
+        """
+        now = _ACTIVE.get() if bend is None else None
+        if bend is None and now is None:
             return F.linear(x, self.weight, self.bias)
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        if self in now.merged:
-            z = rows @ now.merged[self].mT.to(x.dtype)
-        else:
-            z = self._read(rows, self._delta(now, len(rows)), now.tape)
+        z = self._recorded(rows, now) if now is not None else self.bent(rows, bend)  # type: ignore[arg-type]
         z = z if self.bias is None else z + self.bias
         return z.view(*x.shape[:-1], -1)
+
+    def bend(self, now: Reading, rows: int, tokens: int) -> Bend:
+        """What a reading says of this map, for `tokens` tokens of each of `rows` rows."""
+        if self in now.merged:
+            return Bend(weight=now.merged[self])
+        delta = self._delta(now, rows)
+        as_matrix = now.tape is not None and not self.teaches_factored(tokens)
+        if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
+            weight = self.weight.expand(rows, -1, -1) if delta is None else self.weight + delta.to_dense()
+            return Bend(weight=_differentiable(weight) if as_matrix else weight)
+        return Bend(delta=delta)
+
+    def bent(self, x: Tensor, bend: Bend) -> Tensor:
+        """(W + D) x for x (B, T, I), without the bias."""
+        if bend.keys is not None:
+            bend.keys.append(x.detach())
+        if bend.weight is not None:
+            return _multiply(x, bend.weight)
+        z = F.linear(x, self.weight)
+        z = z if bend.delta is None else z + bend.delta.apply(x)
+        return z if bend.tap is None else z + bend.tap
+
+    def teaches_factored(self, tokens: int) -> bool:
+        """Whether the gradient of so few tokens is smaller as outer products than as a matrix."""
+        return 2 * tokens * sum(self.weight.shape) < self.weight.numel()
 
     def keep_old_keys(self) -> None:
         """Make room for statistics of old inputs, neutral until `remember` is called."""
@@ -143,21 +216,15 @@ class FastLinear(nn.Linear):
             return None
         return delta.times(now.growth[self].expand(rows)) if self in now.growth else delta
 
-    def _read(self, x: Tensor, delta: FastMatrix | None, tape: dict[nn.Module, list[Trace]] | None) -> Tensor:
-        """(W + D) x for x (B, T, I), without the bias."""
-        tokens = x.shape[1]
-        as_matrix = tape is not None and 2 * tokens * sum(self.weight.shape) >= self.weight.numel()
-        if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
-            weight = self.weight.expand(len(x), -1, -1) if delta is None else self.weight + delta.to_dense()
-            if as_matrix:
-                wanted = weight = _differentiable(weight)
-            z = _multiply(x, weight)
-        else:
-            z = F.linear(x, self.weight) if delta is None else F.linear(x, self.weight) + delta.apply(x)
-        if tape is not None:
-            if not as_matrix:
-                wanted = z = _differentiable(z)
-            tape.setdefault(self, []).append(Trace(x, wanted, not as_matrix))
+    def _recorded(self, x: Tensor, now: Reading) -> Tensor:
+        """(W + D) x for x (B, T, I), and what it teaches on the tape."""
+        bend = self.bend(now, *x.shape[:2])
+        z = self.bent(x, bend)
+        if now.tape is not None:
+            factored = self.teaches_factored(x.shape[1])
+            z = _differentiable(z) if factored else z
+            wanted = bend.weight if bend.weight is not None and not factored else z
+            now.tape.setdefault(self, []).append(Trace(x, wanted, factored))
         return z
 
     def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
@@ -186,9 +253,16 @@ def _differentiable(x: Tensor) -> Tensor:
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, T, I) times the weights (B, O, I) of each row, in the precision of the arithmetic around."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = _dtype_of_products(x)
+    if not torch.is_grad_enabled():
+        return x.to(dtype) @ weight.mT.to(dtype)
     return _RowProduct.apply(x.to(dtype), weight.to(dtype))
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """In what a product with x is computed."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class _RowProduct(torch.autograd.Function):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch.nn import functional as F
 from ...core.level import Level
 from .learn import FastState, continuum_levels, current
 from .level import ContinuumLevel
-from .linear import FastLinear, reading
+from .linear import Bend, FastLinear, ahead, reading
 from .rules import InnerRule
+
+
+Bends = list[dict[str, Bend]]  # of a stack: by level, and there by map
 
 
 class GatedMLP(nn.Module):
@@ -27,9 +31,10 @@ class GatedMLP(nn.Module):
         self.up = FastLinear(dim, 2 * hidden, metric=metric)
         self.down = FastLinear(hidden, dim, metric=metric)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(self.norm(x)).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Tensor, up: Bend | None = None, down: Bend | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D). up, down: what the reading says of these maps, as in `FastLinear`."""
+        gate, value = self.up(self.norm(x), up).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value, down)
 
 
 class ContinuumStack(nn.Module, ABC):
@@ -75,8 +80,17 @@ class ContinuumStack(nn.Module, ABC):
         )
 
     @abstractmethod
-    def join(self, x: Tensor) -> Tensor:
-        """The output of the whole stack for x (B, T, D)."""
+    def join(self, x: Tensor, bends: Bends | None = None) -> Tensor:
+        """The output of the whole stack for x (B, T, D), with the `bends` of its maps if these were asked `ahead`."""
+
+    @contextmanager
+    def ahead(self, rows: int, tokens: int) -> Iterator[Bends]:
+        """What the reading around says of the maps of each level, for `join`; frozen levels are not asked."""
+        levels: list[ContinuumLevel] = list(self.stack)  # type: ignore[arg-type]
+        maps = [m for level in levels if level.writable for m in level.maps.values()]
+        with ahead(maps, rows, tokens) as said:
+            bends = iter(said)
+            yield [{name: next(bends) if level.writable else Bend() for name in level.maps} for level in levels]
 
     def forward(
         self, x: Tensor, state: FastState | None = None, lengths: Tensor | None = None
@@ -99,9 +113,10 @@ class ContinuumStack(nn.Module, ABC):
 class ContinuumMemory(ContinuumStack):
     """Sequential CMS, eqs. (70) and (73): x <- x + MLP_l(norm x), level after level."""
 
-    def join(self, x: Tensor) -> Tensor:
-        for level in reversed(self.stack) if self.slow_first else self.stack:
-            x = x + level(x)
+    def join(self, x: Tensor, bends: Bends | None = None) -> Tensor:
+        levels = list(zip(self.stack, bends or [{}] * len(self.stack), strict=True))
+        for level, own in reversed(levels) if self.slow_first else levels:
+            x = x + level(x, **own)
         return x
 
 
@@ -123,8 +138,11 @@ class IndependentContinuumMemory(ContinuumStack):
         super().__init__(dim, periods, **more)
         self.weights = nn.Parameter(torch.ones(len(periods)))
 
-    def join(self, x: Tensor) -> Tensor:
-        return x + sum((a * level(x) for a, level in zip(self.weights, self.stack, strict=True)), torch.zeros_like(x))
+    def join(self, x: Tensor, bends: Bends | None = None) -> Tensor:
+        y = torch.zeros_like(x)
+        for a, level, own in zip(self.weights, self.stack, bends or [{}] * len(self.stack), strict=True):
+            y = y + a * level(x, **own)
+        return x + y
 
 
 def check_periods(periods: Sequence[float]) -> None:
