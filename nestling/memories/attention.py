@@ -88,7 +88,8 @@ class Attention(nn.Module):
         if always is None and plain and (self.window is None or tokens <= self.window):
             return _sdpa(q, k, v, None)
         block = tokens if self.window is None else self.window
-        cached, parts = slots - tokens, list[Tensor]()
+        cached = slots - tokens
+        parts: list[Tensor] = []
         for a in range(0, tokens, block):
             b = min(a + block, tokens)
             first = 0 if self.window is None or a < self.window else cached + a - self.window + 1

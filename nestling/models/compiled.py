@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch._functorch import config as autograd_config
 
+from ..core.state import replace
 from ..memories.attention import Attention
+from ..memories.attention_cache import AttentionState
 from ..memories.continuum import Bends, ContinuumStack
 from .block import Block, read
 from .lm import LanguageModel
@@ -32,20 +34,20 @@ class CompiledRead:
 
     def __init__(self, rows: int, tokens: int, backend: str = "inductor") -> None:
         self.shape = rows, tokens
+        autograd_config.donated_buffer = False  # a level's backward pass may be followed by an outer one, of one graph
         self.mix: Callable[..., Any] = torch.compile(_mix, fullgraph=True, backend=backend)
         self.join: Callable[..., Tensor] = torch.compile(_join, fullgraph=True, backend=backend)
 
     def __call__(self, block: Block, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         if x.shape[:2] != self.shape or not torch.is_grad_enabled():
             return read(block, x, state, lengths)
-        with autograd_config.patch(donated_buffer=False):  # a level's backward pass may be followed by an outer one
-            if isinstance(block.mixer, Attention) and block.mixer.is_even(state, lengths):
-                x, state = self.mix(block, x, _growing(state))
-            else:
-                y, state = block.mixer(block.norm(x), state, lengths)
-                x = x + y
-            with block.channel.ahead(*self.shape) as bends:
-                return self.join(block.channel, x, bends), state
+        if isinstance(block.mixer, Attention) and block.mixer.is_even(state, lengths):
+            x, state = self.mix(block, x, _growing(state))
+        else:
+            y, state = block.mixer(block.norm(x), state, lengths)
+            x = x + y
+        with block.channel.ahead(*self.shape) as bends:
+            return self.join(block.channel, x, bends), state
 
 
 def _mix(block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -57,8 +59,11 @@ def _join(channel: ContinuumStack, x: Tensor, bends: Bends) -> Tensor:
     return channel.join(x, bends)
 
 
-def _growing(state: Any) -> Any:
-    """A cache whose places are counted anew with every piece, for one graph."""
-    for x in () if state is None else (state.k, state.v, state.slot):
+def _growing(cache: AttentionState | None) -> AttentionState | None:
+    """A cache that looks the same to a graph however many places it has."""
+    if cache is None:
+        return None
+    cache = replace(cache, k=cache.k.contiguous(), v=cache.v.contiguous(), slot=cache.slot.contiguous())
+    for x in (cache.k, cache.v, cache.slot):
         torch._dynamo.maybe_mark_dynamic(x, 1)
-    return state
+    return cache

@@ -58,19 +58,31 @@ class Reading:
 
 @dataclass(frozen=True)
 class Bend:
-    """What one piece of text makes of a map: all that its arithmetic depends on, the input and W apart.
+    """What a reading makes of one map for one piece of text, formed before the map runs.
 
     Attributes:
-        weight: (B, O, I) the weights in force in each row; None = W, and beside it
-        delta: what each row adds to W; None = nothing.
-        tap: zeros (B, T, O) that are added to the output, so that their gradient is that of the output.
-        keys: takes the input, where something is to be learned from it.
+        weight: (B, O, I) the weights in force in each row; None = those of the map.
+        tap: zeros (B, T, O) that are added to the output, for its gradient; None = the gradient of `weight` is wanted.
+        keys: takes the input, if something is to be learned from it.
     """
 
     weight: Tensor | None = None
-    delta: FastMatrix | None = None
     tap: Tensor | None = None
     keys: list[Tensor] | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        """x (B, T, I) -> (B, T, O), without the bias."""
+        assert self.weight is not None
+        if self.keys is not None:
+            self.keys.append(x.detach())
+        z = _multiply(x, self.weight)
+        return z if self.tap is None else z + self.tap
+
+    def trace(self) -> Trace:
+        """What is to be learned from the piece, once it was read."""
+        assert self.weight is not None and self.keys is not None
+        (x,), factored = self.keys, self.tap is not None
+        return Trace(x, self.weight if self.tap is None else self.tap, factored)
 
 
 _ACTIVE: ContextVar[Reading | None] = ContextVar("nestling_reading", default=None)
@@ -99,32 +111,17 @@ def untaped() -> Iterator[None]:
 
 @contextmanager
 def ahead(maps: Sequence[FastLinear], rows: int, tokens: int) -> Iterator[list[Bend]]:
-    """Ask the reading around about `maps` before they run, once each, on `tokens` tokens of `rows` rows.
+    """Ask the reading around about `maps` before they run, each once, on `tokens` tokens in each of `rows` rows.
 
-    Inside, every map is called with its bend and asks nothing itself, so a traced function can call it. What it
-    teaches is put on the tape at the end. The weights of a piece to learn from are gathered in memory of their own, so
-    that they look the same whether anything was written yet or not.
+    Inside, a map that is called with its bend asks nothing, so that torch.compile can trace it. The weights of every
+    row are formed, whether they were written yet or not, and one graph serves both.
     """
     now = _ACTIVE.get()
-    if now is None:
-        yield [Bend() for _ in maps]
-        return
-    bends = [m.bend(now, rows, tokens) for m in maps]
-    if now.tape is not None:
-        bends = [_taught(m, bend, rows, tokens) for m, bend in zip(maps, bends, strict=True)]
+    bends = [Bend() if now is None else m.bend(now, rows, tokens) for m in maps]
     yield bends
-    for m, bend in zip(maps, bends, strict=True) if now.tape is not None else ():
-        (x,), wanted = bend.keys, bend.weight if bend.tap is None else bend.tap  # type: ignore[misc]
-        now.tape.setdefault(m, []).append(Trace(x, wanted, bend.tap is not None))  # type: ignore[union-attr,arg-type]
-
-
-def _taught(m: FastLinear, bend: Bend, rows: int, tokens: int) -> Bend:
-    """The bend with what the tape needs."""
-    if not m.teaches_factored(tokens):
-        assert bend.weight is not None
-        return Bend(weight=bend.weight.contiguous(), keys=[])
-    nothing = torch.zeros((), dtype=_dtype_of_products(m.weight), device=m.weight.device)
-    return replace(bend, tap=nothing.expand(rows, tokens, m.out_features).requires_grad_(), keys=[])
+    if now is not None and now.tape is not None:
+        for m, bend in zip(maps, bends, strict=True):
+            now.tape.setdefault(m, []).append(bend.trace())
 
 
 def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
@@ -166,42 +163,19 @@ class FastLinear(nn.Linear):
         self.register_buffer("inner_metric", None)
 
     def forward(self, x: Tensor, bend: Bend | None = None) -> Tensor:
-        """x (B, ..., I) -> (B, ..., O).
-
-        bend: what the reading around says of this map, if that was asked before (`ahead`); None = it is asked here.
-        """
+        """x (B, ..., I) -> (B, ..., O). `bend`: what the reading says, where that was asked `ahead`; None = ask now."""
         now = _ACTIVE.get() if bend is None else None
-        if bend is None and now is None:
+        if now is None and (bend is None or bend.weight is None):
             return F.linear(x, self.weight, self.bias)
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        z = self._recorded(rows, now) if now is not None else self.bent(rows, bend)  # type: ignore[arg-type]
+        if now is None:
+            z = bend.read(rows)  # type: ignore[union-attr]
+        elif self in now.merged:
+            z = rows @ now.merged[self].mT.to(x.dtype)
+        else:
+            z = self._read(rows, self._delta(now, len(rows)), now.tape)
         z = z if self.bias is None else z + self.bias
         return z.view(*x.shape[:-1], -1)
-
-    def bend(self, now: Reading, rows: int, tokens: int) -> Bend:
-        """What a reading says of this map, for `tokens` tokens of each of `rows` rows."""
-        if self in now.merged:
-            return Bend(weight=now.merged[self])
-        delta = self._delta(now, rows)
-        as_matrix = now.tape is not None and not self.teaches_factored(tokens)
-        if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
-            weight = self.weight.expand(rows, -1, -1) if delta is None else self.weight + delta.to_dense()
-            return Bend(weight=_differentiable(weight) if as_matrix else weight)
-        return Bend(delta=delta)
-
-    def bent(self, x: Tensor, bend: Bend) -> Tensor:
-        """(W + D) x for x (B, T, I), without the bias."""
-        if bend.keys is not None:
-            bend.keys.append(x.detach())
-        if bend.weight is not None:
-            return _multiply(x, bend.weight)
-        z = F.linear(x, self.weight)
-        z = z if bend.delta is None else z + bend.delta.apply(x)
-        return z if bend.tap is None else z + bend.tap
-
-    def teaches_factored(self, tokens: int) -> bool:
-        """Whether the gradient of so few tokens is smaller as outer products than as a matrix."""
-        return 2 * tokens * sum(self.weight.shape) < self.weight.numel()
 
     def keep_old_keys(self) -> None:
         """Make room for statistics of old inputs, neutral until `remember` is called."""
@@ -216,16 +190,37 @@ class FastLinear(nn.Linear):
             return None
         return delta.times(now.growth[self].expand(rows)) if self in now.growth else delta
 
-    def _recorded(self, x: Tensor, now: Reading) -> Tensor:
-        """(W + D) x for x (B, T, I), and what it teaches on the tape."""
-        bend = self.bend(now, *x.shape[:2])
-        z = self.bent(x, bend)
-        if now.tape is not None:
-            factored = self.teaches_factored(x.shape[1])
-            z = _differentiable(z) if factored else z
-            wanted = bend.weight if bend.weight is not None and not factored else z
-            now.tape.setdefault(self, []).append(Trace(x, wanted, factored))
+    def _read(self, x: Tensor, delta: FastMatrix | None, tape: dict[nn.Module, list[Trace]] | None) -> Tensor:
+        """(W + D) x for x (B, T, I), without the bias."""
+        tokens = x.shape[1]
+        as_matrix = tape is not None and self.teaches_as_matrix(tokens)
+        if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
+            weight = self.weight.expand(len(x), -1, -1) if delta is None else self.weight + delta.to_dense()
+            if as_matrix:
+                wanted = weight = _differentiable(weight)
+            z = _multiply(x, weight)
+        else:
+            z = F.linear(x, self.weight) if delta is None else F.linear(x, self.weight) + delta.apply(x)
+        if tape is not None:
+            if not as_matrix:
+                wanted = z = _differentiable(z)
+            tape.setdefault(self, []).append(Trace(x, wanted, not as_matrix))
         return z
+
+    def teaches_as_matrix(self, tokens: int) -> bool:
+        """Whether the gradient of so many tokens is smaller as a matrix than as outer products."""
+        return 2 * tokens * sum(self.weight.shape) >= self.weight.numel()
+
+    def bend(self, now: Reading, rows: int, tokens: int) -> Bend:
+        """What the reading makes of this map for a piece of `tokens` tokens in each of `rows` rows."""
+        delta = self._delta(now, rows)
+        weight = self.weight.expand(rows, -1, -1).contiguous() if delta is None else self.weight + delta.to_dense()
+        if now.tape is None:
+            return Bend(weight)
+        if self.teaches_as_matrix(tokens):
+            return Bend(_differentiable(weight), keys=[])
+        zero = torch.zeros((), dtype=_dtype_of_products(weight), device=weight.device)
+        return Bend(weight, zero.expand(rows, tokens, self.out_features).requires_grad_(), keys=[])
 
     def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
         """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) stays of before."""
@@ -254,13 +249,11 @@ def _differentiable(x: Tensor) -> Tensor:
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, T, I) times the weights (B, O, I) of each row, in the precision of the arithmetic around."""
     dtype = _dtype_of_products(x)
-    if not torch.is_grad_enabled():
-        return x.to(dtype) @ weight.mT.to(dtype)
     return _RowProduct.apply(x.to(dtype), weight.to(dtype))
 
 
 def _dtype_of_products(x: Tensor) -> torch.dtype:
-    """In what a product with x is computed."""
+    """In which precision the arithmetic around multiplies x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
