@@ -161,6 +161,8 @@ class TrainConfig:
     """Device of torch, such as cpu or cuda."""
     bf16: bool = False
     """Autocast matrix products to bfloat16; weights and fast weights stay float32."""
+    compile: bool = False
+    """Read the usual pieces of text through blocks compiled with torch.compile; the first steps take long."""
     tensorboard: bool = False
     """Also write TensorBoard files."""
 

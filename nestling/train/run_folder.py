@@ -38,6 +38,7 @@ from nestling.version import __version__
 MAY_CHANGE = (  # what changes no number of a step that goes well, rounding apart
     "config.train.checkpoint_every",
     "config.train.keep",
+    "config.train.compile",
     "config.train.tensorboard",
     "config.parallel",
     "config.guard",

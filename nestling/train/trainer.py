@@ -14,6 +14,7 @@ from nestling.optim.sharded import part_like
 from nestling.train.alone import Alone, Layout
 from nestling.train.calibration import calibrate
 from nestling.train.checkpoint import Parts, load_weights
+from nestling.train.compile import compile_blocks
 from nestling.train.config import ParallelConfig, RunConfig, TrainConfig
 from nestling.train.guard import Guard
 from nestling.train.metrics import peak_memory, write_counts, write_norms
@@ -40,6 +41,8 @@ class Trainer:
         self.stream, self.config = stream, config
         if config.parallel.recompute:
             recompute_blocks(self.model)
+        if config.train.compile:
+            compile_blocks(self.model, config, self.ranks)
         self.layout = layout_of(self.model, config.parallel, self.ranks, self.device)
         self.relay = Relay(self.model, self.ranks, self.device)
         self.optimizer = make_optimizer(model, config.optim)

@@ -18,7 +18,6 @@ from .level import ContinuumLevel
 from .linear import Bend, FastLinear, ahead, reading
 from .rules import InnerRule
 
-
 Bends = list[dict[str, Bend]]  # of a stack: by level, and there by map
 
 
