@@ -74,7 +74,7 @@ class Block(nn.Module):
 def read(block: Block, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
     """What a block computes: its mixer, then its channel."""
     y, state = block.mixer(block.norm(x), state, lengths)
-    return block.channel.join(x + y), state
+    return block.channel(x + y)[0], state
 
 
 def continuum_of(config: ModelConfig) -> ContinuumStack:

@@ -25,7 +25,8 @@ from nestling.optim.sharded import is_spread, part_like, shard_group, total, who
 
 class DGD(Optimizer):
     """Delta gradient descent for the weights of Linear, Embedding and Conv1d-3d layers; plain gradient descent for
-    all other parameters (biases, norms, and those whose name matches a pattern in `plain`).
+    all other parameters (biases, norms, and those whose name matches a pattern in `plain`). With `only`, it writes no
+    parameters but these.
 
     Attributes:
         exact: solve for the argmin, in the smaller of inputs and input dimensions. False is the first-order form
@@ -37,7 +38,8 @@ class DGD(Optimizer):
 
     Gradients accumulate over several backward passes, with their inputs, until `step` or `zero_grad`; between them
     at most min(inputs, dims) x dims numbers are kept per weight. A weight shared by layers of one kind meets the
-    inputs of all. Gradients of `torch.autograd.grad` count as met inputs too: call zero_grad after it.
+    inputs of all. Inputs are met when the gradient of their weight is computed, by `torch.autograd.grad` too: call
+    zero_grad after that.
 
     Raises ValueError for a weight shared by layers of different kinds (an embedding and a head), for a gradient of a
     layer that never ran as a module (the out_proj of nn.MultiheadAttention), and where several processes train
@@ -56,14 +58,16 @@ class DGD(Optimizer):
         erase: float = 1.0,
         reduction: Literal["mean", "sum"] = "mean",
         plain: Sequence[str] = (),
+        only: Sequence[Tensor] | None = None,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction is {reduction!r}; use "mean" or "sum", as the loss does')
         self.reduction = reduction
-        self.keys, handles = observe(model, plain)
+        written = list(model.parameters()) if only is None else list(only)
+        self.keys, handles = observe(model, plain, written)
         self.remove_hooks = weakref.finalize(self, remove, handles)  # also when the optimizer is gone
         defaults = {"lr": lr, "exact": exact, "weight_decay": weight_decay, "erase": erase}
-        super().__init__(model.parameters(), defaults, foreach=False)
+        super().__init__(written, defaults, foreach=False)
 
     def check_group(self, group: Group) -> None:
         super().check_group(group)
@@ -140,15 +144,18 @@ class DGD(Optimizer):
             keys.clear()
 
 
-def observe(model: nn.Module, plain: Sequence[str]) -> tuple[dict[Tensor, Keys], list[RemovableHandle]]:
-    """Hooks on every layer whose keys are known; the keys by weight."""
+def observe(
+    model: nn.Module, plain: Sequence[str], written: Sequence[Tensor]
+) -> tuple[dict[Tensor, Keys], list[RemovableHandle]]:
+    """Hooks on every layer with a weight among `written` whose keys are known; the keys by weight."""
+    among = set(written)
     keys: dict[Tensor, Keys] = {}
     names: dict[Tensor, str] = {}
     handles = []
     for path, module in model.named_modules():
         for own, p in module._parameters.items():
             name = f"{path}.{own}" if path else own
-            if p is None or any(fnmatchcase(name, pattern) for pattern in plain):
+            if p is None or p not in among or any(fnmatchcase(name, pattern) for pattern in plain):
                 continue
             made = keys_of(module) if own == "weight" else None
             if p in names and type(keys.get(p)) is not type(made):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestling.optim.m3 import M3
 from nestling.optim.multilevel import MultiLevel
 from nestling.optim.muon import Muon
 
@@ -31,14 +30,14 @@ def param_groups(
     lr: float = 1e-3,
     assign: Sequence[Assign] | None = None,
     *,
-    matrices: type[Muon] | type[M3] = Muon,
+    matrices: Callable[..., torch.optim.Optimizer] = Muon,
     weight_decay: float = 0.1,
     **options: Any,
 ) -> MultiLevel:
     """One optimizer for a whole model, in one call. Prints as a table.
 
-    Without `assign`, hidden matrices go to `matrices` (with `options`) and everything else to AdamW, both at a rate and
-    decay in AdamW's units; vectors and scalars do not decay. Hidden is what has two dimensions, or is the kernel of a
+    Without `assign`, hidden matrices go to `matrices` (Muon, M3, or what makes an optimizer of the same arguments; with
+    `options`) and everything else to AdamW, both at a rate and decay in AdamW's units; vectors and scalars do not decay. Hidden is what has two dimensions, or is the kernel of a
     convolution without groups, and is neither in an embedding nor the model's last matrix (its head).
     With `assign` the first pattern that matches a name decides, and lr is what an entry without lr uses. Parameters
     that ask for no gradient are left out.

@@ -2,8 +2,9 @@
 
 A layer's weight is a linear memory from its inputs to its outputs, in core's orientation (G, K, V): G independent
 memories (convolution groups), keys of K numbers, values of V. A linear layer's keys are its inputs, a convolution's
-are the patches it reads, an embedding's are one-hot. Keys are taken when the gradient passes back through the layer,
-so forward passes without a backward pass leave nothing, and gradient checkpointing keeps its savings.
+are the patches it reads, an embedding's are one-hot. Keys are taken when a backward pass computes the gradient of the
+layer's weight: forward passes, and backward passes for other tensors, leave nothing, and gradient checkpointing keeps
+its savings.
 """
 
 from __future__ import annotations
@@ -181,25 +182,29 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
 
 
 class Passed(torch.autograd.Function):
-    """The output of a layer, unchanged; when its gradient arrives, the layer's keys are taken.
+    """The output of a layer, unchanged; when its gradient arrives on the way to the weight, the layer's keys are taken.
 
-    The input waits among the graph's saved tensors, so it is freed with the graph.
+    The input waits among the graph's saved tensors, so it is freed with the graph. `weight` is a view of the layer's
+    weight, whose node tells whether this backward pass goes there.
     """
 
     @staticmethod
-    def forward(output: Tensor, x: Tensor, observer: Observer, module: nn.Module) -> Tensor:
+    def forward(output: Tensor, x: Tensor, weight: Tensor, observer: Observer, module: nn.Module) -> Tensor:
         return output
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Observer, nn.Module], output: Tensor) -> None:
-        y, x, ctx.observer, ctx.module = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Observer, nn.Module], output: Tensor) -> None:
+        y, x, weight, ctx.observer, ctx.module = inputs
+        ctx.to_weight = weight.grad_fn
         ctx.mark_dirty(y)  # not a copy and not a view: what follows may write in place
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.observer.keys.see(ctx.module, ctx.saved_tensors[0].detach())
-        return gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (x,) = ctx.saved_tensors
+        if torch._C._will_engine_execute_node(ctx.to_weight):
+            ctx.observer.keys.see(ctx.module, x.detach())
+        return gradients[0], None, None, None, None
 
 
 class Observer:
@@ -213,7 +218,7 @@ class Observer:
         assert isinstance(weight, Tensor)
         if not (output.requires_grad and weight.requires_grad):
             return output
-        return Passed.apply(output, args[0] if args else kwargs["input"], self, module)
+        return Passed.apply(output, args[0] if args else kwargs["input"], weight.view_as(weight), self, module)
 
     def __reduce__(self) -> tuple[type[Unobserved], tuple[()]]:
         return Unobserved, ()

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-MATRICES = ("adamw", "muon", "m3")
+MATRICES = ("adamw", "muon", "m3", "dgd")
+DGD_RATE = 0.3  # the middle of the grids in docs/optimizers.md
 Value = bool | int | float | str | None | tuple[float, ...]
 
 
@@ -90,7 +91,11 @@ class OptimConfig:
     """An optimizer with a warm-up and a cosine to a last rate."""
 
     matrices: str = "adamw"
-    """What writes hidden matrices: adamw, muon or m3; AdamW writes everything else, at the same rate."""
+    """What writes hidden matrices: adamw, muon, m3 or dgd; AdamW writes everything else."""
+    matrices_lr: float = 0.0
+    """Highest rate of hidden matrices; 0 = `lr`, and 0.3 for dgd, which multiplies gradients as they are."""
+    erase: float = 0.01
+    """What a step of dgd first forgets of the matrices along their inputs: 1 = the paper's part, 0 = nothing."""
     ns_dtype: str = ""
     """In what Muon and M3 orthogonalise: float32 or bfloat16; empty = the fastest of the device."""
     lr: float = 2e-3
@@ -118,6 +123,11 @@ class OptimConfig:
         known = self.ns_dtype in ("", "float32", "bfloat16")
         require(known, f"optim.ns_dtype={self.ns_dtype!r} is unknown", "use float32, bfloat16, or nothing")
         require(0 < self.lr < math.inf, f"optim.lr={self.lr} is not positive", "use for example 2e-3")
+        known = 0 <= self.matrices_lr < math.inf
+        require(known, f"optim.matrices_lr={self.matrices_lr} is negative", "use 0 for the usual one")
+        unused = self.matrices_lr > 0 and self.matrices == "adamw"
+        require(not unused, f"optim.matrices_lr={self.matrices_lr} with optim.matrices=adamw", "set optim.lr")
+        require(0 <= self.erase < math.inf, f"optim.erase={self.erase} is negative", "use 0 to forget nothing")
         require(0 <= self.final_lr <= 1, f"optim.final_lr={self.final_lr} is not in [0, 1]", "it is a part of lr")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} is negative", "use 0 or more")
         decays = self.decay_steps == 0 or self.decay_steps > self.warmup_steps
@@ -127,6 +137,11 @@ class OptimConfig:
             require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)} is not in [0, 1)", "use 0.9")
         require(self.eps > 0, f"optim.eps={self.eps} is not positive", "use 1e-8")
         require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} is not positive", "use inf for no clipping")
+
+    @property
+    def matrices_rate(self) -> float:
+        """Highest rate of hidden matrices."""
+        return self.matrices_lr or (DGD_RATE if self.matrices == "dgd" else self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +256,8 @@ class RunConfig:
         require(
             warmup <= steps, f"optim.warmup_steps={warmup} is more than train.steps={steps}", f"use at most {steps}"
         )
+        traced = not (self.train.compile and self.optim.matrices == "dgd")
+        require(traced, "train.compile with optim.matrices=dgd, which looks inside of blocks", "leave out one of the two")
         self.rows_per_part(max(1, self.parallel.ranks))
 
     def rows_per_part(self, ranks: int) -> int:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nestling.optim import M3, Muon, param_groups
+from nestling.optim import DGD, M3, Muon, param_groups
 from nestling.optim.sharded import part_like
 from nestling.train.config import OptimConfig
 
-HIDDEN = {"muon": Muon, "m3": M3}  # what may write hidden matrices
+MATRICES = "hidden matrices"  # the level of `param_groups` that they are
+HIDDEN: dict[str, Callable[..., torch.optim.Optimizer]] = {"muon": Muon, "m3": M3}
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW in two groups: matrices decay, vectors and scalars do not; hidden matrices may have another optimizer."""
     betas = (config.beta1, config.beta2)
-    if config.matrices in HIDDEN:
-        made = param_groups(model, config.lr, matrices=HIDDEN[config.matrices], weight_decay=config.weight_decay)
+    if config.matrices != "adamw":
+        matrices = HIDDEN.get(config.matrices) or delta_descent(model, config)
+        made = param_groups(model, config.lr, matrices=matrices, weight_decay=config.weight_decay)
         for group in made.optimizers["the rest"].param_groups:
             group |= {"betas": betas, "eps": config.eps}
         return made
@@ -31,6 +34,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, eps=config.eps)
 
 
+def delta_descent(model: nn.Module, config: OptimConfig) -> Callable[..., DGD]:
+    """What makes DGD of some matrices of a model. They fade per step as they would under AdamW."""
+
+    def make(named: list[tuple[str, Tensor]], *, weight_decay: float, **_: Any) -> DGD:
+        only, fading = [p for _, p in named], weight_decay * config.lr / config.matrices_rate
+        return DGD(model, config.matrices_rate, weight_decay=fading, erase=config.erase, only=only)
+
+    return make
+
+
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """Rate of step 1 ... steps: linear to `lr` over the warm-up, then a cosine to `final_lr * lr`, which stays."""
     last = config.decay_steps or steps
@@ -40,10 +53,11 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * after)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all groups the rate."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, config: OptimConfig) -> None:
+    """Give all groups the rate, hidden matrices that part of their own."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        own = config.matrices_rate / config.lr if group.get("level") == MATRICES else 1
+        group["lr"] = rate * own
 
 
 def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Trainer:
         batch = next(self.stream).to(self.device)
         before = self.carried()
         rate = learning_rate(self.step + 1, config.steps, self.config.optim)
-        set_rate(self.optimizer, rate)
+        set_rate(self.optimizer, rate, self.config.optim)
 
         loss, gradient_norm = self.backward(batch, before)
         good = self.guard.judge(loss, gradient_norm)

@@ -31,7 +31,7 @@ def test_rate_rises_and_ends_where_the_config_says():
 def test_state_as_a_tree_continues_bit_for_bit():
     def steps(model, optimizer, count):
         for i in range(count):
-            set_rate(optimizer, 0.01 * (i + 1))
+            set_rate(optimizer, 0.01 * (i + 1), OptimConfig())
             optimizer.zero_grad()
             model(torch.arange(6.0).view(2, 3)).square().sum().backward()
             optimizer.step()

@@ -1,0 +1,127 @@
+"""A run whose blocks are compiled is the same run: losses, gradients, checkpoints. Graphs, their number and what is
+refused. Traced and differentiated by torch.compile as always; only one test also generates code (inductor)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from nestling.train import RunConfig, prepare, run
+from nestling.train import compile as compiling
+from nestling.train.trainer import Trainer
+from tests.train.small_runs import losses, small, with_train
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of the compiler are not ours to mend
+STEPS = 5
+GRAPHS = {"transformer": 2, "hope-attention": 3, "hope": 1}  # two halves; the first also with a cache; Hope's is not one
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch):
+    """Fresh graphs in float64, without code generation."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch._dynamo.reset()
+
+
+def config_of(name: str, **parallel) -> RunConfig:
+    """Steps of two whole segments, the second with what the first left in the mixers; levels write at once."""
+    made = small(name, length=32, stream_length=96, steps=STEPS, calibrate_every=0, eval_every=0)
+    return replace(made, parallel=replace(made.parallel, **parallel))
+
+
+def trained(config: RunConfig, steady: int = STEPS) -> tuple[list[dict], list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The records of all steps, every gradient of every step, and the weights after them. After `steady` steps
+    another graph is an error."""
+    ready = prepare(config)
+    trainer = Trainer(ready.model, ready.stream, config)
+    records, gradients, write = [], list[torch.Tensor](), trainer.optimizer.step
+
+    def step() -> None:
+        gradients.extend(p.grad.clone() for p in ready.model.parameters() if p.grad is not None)
+        write()
+
+    trainer.optimizer.step = step
+    for i in range(STEPS):
+        with torch._dynamo.config.patch(error_on_recompile=i >= steady):
+            records.append(trainer.next_step())
+    return records, gradients, ready.model.state_dict()
+
+
+def assert_same(config: RunConfig, steady: int = STEPS, allowed: float = 1e-10) -> None:
+    """Compiled or not, a run has the same losses, counts of writes, gradients, weights and names of weights."""
+    (records, gradients, weights), (others, theirs, same) = (
+        trained(with_train(config, compile=on), steady) for on in (False, True)
+    )
+    for one, other in zip(records, others, strict=True):
+        assert one["writes"] == other["writes"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=allowed)
+    for one, other in zip(gradients, theirs, strict=True):
+        assert float((one - other).abs().max()) <= allowed * float(one.abs().max().clamp_min(1e-6))
+    assert weights.keys() == same.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(same[key], weight, rtol=10 * allowed, atol=10 * allowed)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_compiled_run_is_the_same_with_few_graphs_without_breaks(name: str) -> None:
+    """Both blocks share their graphs, all of which are there after two steps of a stream and the first of the next:
+    written levels or not, a graph serves both. Hope's first half walks through its chunks on the host."""
+    assert_same(config_of(name), steady=1)
+    assert counters["stats"]["unique_graphs"] == GRAPHS[name]
+    assert not counters["graph_break"]
+
+
+def test_levels_that_learn_from_factors_and_gradients_through_segments() -> None:
+    """Wide maps and short segments, so that the gradient of an output is wanted and not that of a matrix; and one
+    graph is passed back through twice."""
+    made = config_of("hope-attention")
+    model = replace(made.model, dim=32, periods=(4.0, 8.0), options={"outer": "sequence"})
+    assert_same(replace(made, model=model, train=replace(made.train, length=16)))
+    assert not counters["graph_break"]
+
+
+def test_documents_accumulation_and_recomputation(tmp_path: Path) -> None:
+    """Pieces that a border cuts are read as ever, between pieces that are compiled."""
+    made = config_of("hope-attention", accumulate=2, recompute=True)
+    made = replace(made, train=replace(made.train, rows=4, length=24, stream_length=96))
+    assert_same(made)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_checkpoint_goes_on_with_and_without(tmp_path: Path) -> None:
+    """Steps 9 to 12 from a compiled run's checkpoint, not compiled and compiled again."""
+    made = small("transformer", compile=True)
+    run(made, tmp_path)
+    whole = losses(tmp_path)
+    for on in (False, True):
+        run(with_train(made, compile=on), tmp_path, resume=True, checkpoint=tmp_path / "checkpoints" / "step-00000008")
+        again = losses(tmp_path)
+        assert again[: 3 * 8] == whole[: 3 * 8]
+        assert again == pytest.approx(whole, rel=1e-10)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_code_is_generated_and_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes of its own
+    made = config_of("hope-attention")
+    made = replace(made, model=replace(made.model, depth=1), train=replace(made.train, length=16))
+    assert_same(made, allowed=1e-9)
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = config_of("hope-attention")
+    exact = with_train(replace(made, model=replace(made.model, options={"bptt": 1})), compile=True)
+    with pytest.raises(ValueError, match=r"train.compile with bptt=1: .*leave out one of the two"):
+        trained(exact)
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"needs the C\+\+ compiler no-such-compiler, and there is none; install it"):
+        trained(with_train(made, compile=True))
