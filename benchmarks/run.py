@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import report, rivals
+from benchmarks import compiled, report, rivals
 from nestling import bench
 from nestling.bench.suites import MODELS
 from nestling.evals import provenance
@@ -71,6 +71,7 @@ PARTS: dict[str, Callable[[], Cell]] = {
     "decode": lambda: {"rows": bench.decoding()},
     "memory": lambda: {"rows": [bench.long_step(outer=outer) for outer in ("segment", "sequence")]},
     "optim": lambda: {"rows": bench.steps()},
+    "compiled": compiled.compare,
     "rivals": rivals.compare,
     "stream": stream,
 }
@@ -78,6 +79,7 @@ CONFIG: dict[str, Any] = {
     "layers": {"dim": 256, "heads": 4, "rows": 2, "tokens": 2048, "dtype": "float32", "chunk_size": 64},
     "models": {"preset": "tiny", "rows": 2, "tokens": 2048, "models": {n: str(o) for n, (_, o) in MODELS.items()}},
     "length": {"dim": 128, "heads": 2, "preset": "tiny", "rows": 1},
+    "compiled": {**compiled.SIZES, "repeats": compiled.REPEATS, "dtype": "float32"},
     "optim": {"dim": 256, "depth": 4, "steps": 20, "dtype": "float32"},
     "rivals": {"dim": rivals.DIM, "heads": rivals.HEADS, "rows": rivals.ROWS},
 }

@@ -29,7 +29,7 @@ from nestling.train.config import RunConfig
 from nestling.train.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient and a moment; a run in bf16 keeps these in float32
-MOMENTS = {"adamw": 2, "muon": 1, "m3": 4}  # tensors kept for a hidden matrix
+MOMENTS = {"adamw": 2, "muon": 1, "m3": 4, "dgd": 0}  # tensors kept for a hidden matrix from step to step
 TIMED = 3  # steps
 ASSUMED = 0.25  # of a GPU's peak, where nothing was measured
 

@@ -26,7 +26,7 @@ from nestling.optim.sharded import is_spread, part_like, shard_group, total, who
 class DGD(Optimizer):
     """Delta gradient descent for the weights of Linear, Embedding and Conv1d-3d layers; plain gradient descent for
     all other parameters (biases, norms, and those whose name matches a pattern in `plain`). With `only`, it writes no
-    parameters but these.
+    parameters but these, which may have names.
 
     Attributes:
         exact: solve for the argmin, in the smaller of inputs and input dimensions. False is the first-order form
@@ -58,13 +58,14 @@ class DGD(Optimizer):
         erase: float = 1.0,
         reduction: Literal["mean", "sum"] = "mean",
         plain: Sequence[str] = (),
-        only: Sequence[Tensor] | None = None,
+        only: Sequence[Tensor] | Sequence[tuple[str, Tensor]] | None = None,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction is {reduction!r}; use "mean" or "sum", as the loss does')
         self.reduction = reduction
         written = list(model.parameters()) if only is None else list(only)
-        self.keys, handles = observe(model, plain, written)
+        among = {p[1] if isinstance(p, tuple) else p for p in written}
+        self.keys, handles = observe(model, plain, among)
         self.remove_hooks = weakref.finalize(self, remove, handles)  # also when the optimizer is gone
         defaults = {"lr": lr, "exact": exact, "weight_decay": weight_decay, "erase": erase}
         super().__init__(written, defaults, foreach=False)
@@ -145,10 +146,9 @@ class DGD(Optimizer):
 
 
 def observe(
-    model: nn.Module, plain: Sequence[str], written: Sequence[Tensor]
+    model: nn.Module, plain: Sequence[str], among: set[Tensor]
 ) -> tuple[dict[Tensor, Keys], list[RemovableHandle]]:
-    """Hooks on every layer with a weight among `written` whose keys are known; the keys by weight."""
-    among = set(written)
+    """Hooks on every layer with a weight `among` these whose keys are known; the keys by weight."""
     keys: dict[Tensor, Keys] = {}
     names: dict[Tensor, str] = {}
     handles = []

@@ -37,8 +37,9 @@ def param_groups(
     """One optimizer for a whole model, in one call. Prints as a table.
 
     Without `assign`, hidden matrices go to `matrices` (Muon, M3, or what makes an optimizer of the same arguments; with
-    `options`) and everything else to AdamW, both at a rate and decay in AdamW's units; vectors and scalars do not decay. Hidden is what has two dimensions, or is the kernel of a
-    convolution without groups, and is neither in an embedding nor the model's last matrix (its head).
+    `options`) and everything else to AdamW, both at a rate and decay in AdamW's units; vectors and scalars do not
+    decay. Hidden is what has two dimensions, or is the kernel of a convolution without groups, and is neither in an
+    embedding nor the model's last matrix (its head).
     With `assign` the first pattern that matches a name decides, and lr is what an entry without lr uses. Parameters
     that ask for no gradient are left out.
     Raises ValueError if a parameter matches no pattern, or a pattern decides about no parameter.

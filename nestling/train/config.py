@@ -257,7 +257,9 @@ class RunConfig:
             warmup <= steps, f"optim.warmup_steps={warmup} is more than train.steps={steps}", f"use at most {steps}"
         )
         traced = not (self.train.compile and self.optim.matrices == "dgd")
-        require(traced, "train.compile with optim.matrices=dgd, which looks inside of blocks", "leave out one of the two")
+        require(
+            traced, "train.compile with optim.matrices=dgd, which looks inside of blocks", "leave out one of the two"
+        )
         self.rows_per_part(max(1, self.parallel.ranks))
 
     def rows_per_part(self, ranks: int) -> int:

@@ -38,8 +38,8 @@ def delta_descent(model: nn.Module, config: OptimConfig) -> Callable[..., DGD]:
     """What makes DGD of some matrices of a model. They fade per step as they would under AdamW."""
 
     def make(named: list[tuple[str, Tensor]], *, weight_decay: float, **_: Any) -> DGD:
-        only, fading = [p for _, p in named], weight_decay * config.lr / config.matrices_rate
-        return DGD(model, config.matrices_rate, weight_decay=fading, erase=config.erase, only=only)
+        fading = weight_decay * config.lr / config.matrices_rate
+        return DGD(model, config.matrices_rate, weight_decay=fading, erase=config.erase, only=named)
 
     return make
 

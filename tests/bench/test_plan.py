@@ -33,7 +33,7 @@ def test_measured_memory_is_that_of_more_blocks() -> None:
     assert made.bytes == pytest.approx(kept + state + working, rel=0.1) and made.measured
 
 
-@pytest.mark.parametrize("matrices", ["adamw", "muon", "m3"])
+@pytest.mark.parametrize("matrices", ["adamw", "muon", "m3", "dgd"])
 def test_the_optimizers_bytes_are_those_it_keeps(matrices: str) -> None:
     config = small("hope")
     model = build("hope", dim=16, depth=2, heads=2, chunk_size=8, periods=(16.0, 32.0))

@@ -27,10 +27,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("adamw", 1e-10), ("muon", 1e-5), ("m3", 1e-5), ("sequence", 1e-10)])
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("adamw", 1e-10), ("muon", 1e-5), ("m3", 1e-5), ("dgd", 1e-10), ("sequence", 1e-10)]
+)
 def test_processes_equal_one(found: dict, name: str, allowed: float) -> None:
     """AdamW on four with hybrid sharding, Muon on two that read their rows in two parts and recompute, M3 on four
-    with hybrid sharding; AdamW on two times two that read a stretch of their rows each."""
+    with hybrid sharding, DGD on two that read their rows in two parts; AdamW on two times two that read a stretch of
+    their rows each."""
     apart = found[name]
     assert apart["weights"] <= allowed and apart["loss"] <= allowed and apart["held_out"] <= allowed
     assert apart["writes"] == 0

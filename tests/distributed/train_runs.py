@@ -235,6 +235,7 @@ def main() -> None:
         "adamw": (config_of(), 4, {"shard": 2}),
         "muon": (config_of("muon"), 2, {"accumulate": 2, "recompute": True}),
         "m3": (config_of("m3"), 4, {"shard": 2}),
+        "dgd": (config_of("dgd"), 2, {"accumulate": 2}),
         "sequence": (stretched(), 4, {"sequence": 2, "accumulate": 2}),
     }
     for name, (config, size, parallel) in cases.items():

@@ -134,6 +134,32 @@ def test_a_forward_pass_without_backward_leaves_nothing():
     assert alive() is None and optimizer.keys[layer.weight].count == 0
 
 
+def test_inputs_count_when_the_gradient_of_their_weight_is_computed():
+    """Not on the way to other tensors: a level that learns takes gradients of its own."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = DGD(model, 0.1)
+    first, second = (optimizer.keys[model[i].weight] for i in (0, 2))
+    x = torch.randn(3, 6, requires_grad=True)
+    loss = model(x).sum()
+    torch.autograd.grad(loss, [x, model[2].bias], retain_graph=True)
+    assert (first.count, second.count) == (0, 0)
+    torch.autograd.grad(loss, [x, model[2].weight], retain_graph=True)
+    assert (first.count, second.count) == (0, 3)
+    loss.backward()
+    assert (first.count, second.count) == (3, 6)
+
+
+def test_only_some_parameters_are_written():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = DGD(model, 0.1, only=[model[0].weight])
+    assert set(optimizer.keys) == {model[0].weight}
+    model(torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    changed = [name for name, p in model.state_dict().items() if not torch.equal(p, before[name])]
+    assert changed == ["0.weight"]
+
+
 def test_activations_are_freed_with_the_graph_and_not_kept_by_the_loss():
     layer = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3))  # in place on an observed output
     DGD_of_layer = DGD(layer, 0.1)

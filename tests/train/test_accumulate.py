@@ -28,14 +28,22 @@ def trained(config: RunConfig, data: Path, **parallel) -> tuple[list[dict], dict
     return [trainer.next_step() for _ in range(STEPS)], ready.model.state_dict()
 
 
-@pytest.mark.parametrize(("name", "parallel"), [("hope", {"accumulate": 4}), ("hope-attention", {"recompute": True})])
-def test_the_step_is_the_same(tmp_path: Path, name: str, parallel: dict) -> None:
+@pytest.mark.parametrize(
+    ("name", "matrices", "parallel"),
+    [
+        ("hope", "adamw", {"accumulate": 4}),
+        ("hope-attention", "adamw", {"recompute": True}),
+        ("hope", "dgd", {"accumulate": 2, "recompute": True}),
+    ],
+)
+def test_the_step_is_the_same(tmp_path: Path, name: str, matrices: str, parallel: dict) -> None:
     """Rows end their documents at different places, and segments end where steps do: row by row nothing mixes."""
     (tmp_path / "texts").mkdir()
     for i in range(40):
         (tmp_path / "texts" / f"{i:02d}.txt").write_text(f"{i} times {i} is {i * i}. " * (4 + i % 5))
     config = small(name, rows=4, calibrate_every=0, steps=STEPS)
     config = replace(config, data=DataConfig(text="texts", validation="moby_dick"))
+    config = replace(config, optim=replace(config.optim, matrices=matrices))
     (records, weights), (others, same) = trained(config, tmp_path), trained(config, tmp_path, **parallel)
     for one, other in zip(records, others, strict=True):
         assert one["writes"] == other["writes"] and sum(one["writes"]) > 0

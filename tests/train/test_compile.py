@@ -15,7 +15,11 @@ from tests.train.small_runs import losses, small, with_train
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of the compiler are not ours to mend
 STEPS = 5
-GRAPHS = {"transformer": 2, "hope-attention": 3, "hope": 1}  # two halves; the first also with a cache; Hope's is not one
+GRAPHS = {
+    "transformer": 2,
+    "hope-attention": 3,
+    "hope": 1,
+}  # two halves; the first also with a cache; Hope's is not one
 
 
 @pytest.fixture(autouse=True)

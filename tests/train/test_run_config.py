@@ -136,10 +136,20 @@ def test_every_field_has_a_line_of_meaning():
         ("parallel", {"timeout": 0}, "parallel.timeout=0.0 is not positive"),
         ("guard", {"spike": 1}, "guard.spike=1.0 is not above 1"),
         ("guard", {"rollbacks": 2}, "guard.rollbacks=2 without guard.skips"),
-        ("optim", {"matrices": "sgd"}, "optim.matrices='sgd' is unknown; use one of adamw, muon, m3"),
+        ("optim", {"matrices": "sgd"}, "optim.matrices='sgd' is unknown; use one of adamw, muon, m3, dgd"),
+        ("optim", {"matrices_lr": -1}, "optim.matrices_lr=-1.0 is negative; use 0"),
+        ("optim", {"matrices_lr": 1}, "optim.matrices_lr=1.0 with optim.matrices=adamw; set optim.lr"),
+        ("optim", {"erase": -1}, "optim.erase=-1.0 is negative; use 0 to forget nothing"),
         ("optim", {"ns_dtype": "half"}, "optim.ns_dtype='half' is unknown"),
     ],
 )
-def test_impossible_ways_to_spread_and_guard(section, values, message):
+def test_impossible_ways_to_spread_guard_and_write(section, values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         from_dict(RunConfig, {section: values})
+
+
+def test_dgd_in_compiled_blocks_is_refused():
+    with pytest.raises(
+        ValueError, match="train.compile with optim.matrices=dgd, which looks inside of blocks; leave out one"
+    ):
+        from_dict(RunConfig, {"optim": {"matrices": "dgd"}, "train": {"compile": True}})

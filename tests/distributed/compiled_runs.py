@@ -1,0 +1,47 @@
+"""Run by test_compile.py: two processes train with compiled blocks, one without; the difference is printed as JSON.
+
+python -m tests.distributed.compiled_runs FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # before the fork
+from torch._dynamo.utils import counters
+
+from nestling.train import compile as compiling
+from tests.distributed.train_runs import config_of, difference, quiet_run, together, write_texts
+from tests.train.small_runs import with_train
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    compiling.BACKEND = "aot_eager"
+    write_texts(folder)
+    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
+    made = config_of()
+    made = replace(made, model=replace(made.model, name="hope-attention", depth=2))
+    quiet_run(made, folder / "one", folder)
+    spread = replace(with_train(made, compile=True), parallel=replace(made.parallel, recompute=True))
+
+    def work(rank: int) -> None:
+        quiet_run(spread, folder / "two", folder)
+        found: dict[str, Any] = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
+        (folder / f"graphs-{rank}.json").write_text(json.dumps(found))
+
+    together(2, folder, work)
+    graphs = [json.loads((folder / f"graphs-{rank}.json").read_text()) for rank in range(2)]
+    print(json.dumps({"apart": difference(folder / "two", folder / "one"), "graphs": graphs}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
