@@ -16,7 +16,7 @@ from nestling.bench.workloads import model, text, training_work
 from nestling.models import LanguageModel
 from nestling.models.compiled import CompiledRead
 
-SIZES = {"small": {"preset": "tiny", "rows": 4, "tokens": 512}, "middle": {"preset": "small", "rows": 2, "tokens": 512}}
+SIZES = {"small": ("tiny", 4, 512), "middle": ("small", 2, 512)}  # preset, rows, tokens
 MODELS = ("transformer", "hope-attention", "hope")
 REPEATS = 9
 
@@ -32,13 +32,11 @@ def beside(size: str, name: str) -> dict[str, Any]:
 
     `ready` is what the first compiled step took, compiler included; `apart` how far the gradients are apart.
     """
-    preset, rows, length = (SIZES[size][key] for key in ("preset", "rows", "tokens"))
+    preset, rows, length = SIZES[size]
     torch._dynamo.reset()
-    plain, compiled = model(name, str(preset)), model(name, str(preset))
-    tokens = text(int(rows), int(length), plain.config.vocab_size)
-    reads = CompiledRead(int(rows), int(min(int(length), *plain.config.periods)))
-    for block in compiled.blocks:
-        block.reads = reads
+    plain, compiled = model(name, preset), model(name, preset)
+    tokens = text(rows, length, plain.config.vocab_size)
+    CompiledRead(rows, int(min(length, *plain.config.periods))).give(compiled)
     began = cpu()
     theirs = gradients(compiled, tokens)
     ready = cpu() - began

@@ -18,11 +18,12 @@ from ..memories.attention import Attention
 from ..memories.attention_cache import AttentionState
 from ..memories.continuum import Bends, ContinuumStack
 from .block import Block, read
+from .lm import LanguageModel
 
 
 class CompiledRead:
     """What `block.read` computes, through graphs, for pieces of one shape while gradients are recorded; other pieces
-    are read as ever. Give one to all blocks of a model, as their `reads`.
+    are read as ever. `give` makes it the way that a model's blocks read.
 
     The first half, norm and mixer, is compiled where the mixer is attention over even rows. Other mixers choose their
     form, and walk through their chunks, on the host. The second half, the channel, is compiled always.
@@ -38,6 +39,11 @@ class CompiledRead:
         self.mix: Callable[..., tuple[Tensor, AttentionState]] = torch.compile(_mix, backend=backend)
         self.join: Callable[..., Tensor] = torch.compile(_join, backend=backend)
         autograd_config.donated_buffer = False  # levels pass back through a graph, and then parameters once more
+
+    def give(self, model: LanguageModel) -> None:
+        """To all blocks of a model, which so have their graphs in common."""
+        for block in model.blocks:
+            block.reads = self  # type: ignore[assignment]
 
     def __call__(self, block: Block, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         if x.shape[:2] != self.shape or not torch.is_grad_enabled():

@@ -26,7 +26,7 @@ from nestling.optim.sharded import is_spread, part_like, shard_group, total, who
 class DGD(Optimizer):
     """Delta gradient descent for the weights of Linear, Embedding and Conv1d-3d layers; plain gradient descent for
     all other parameters (biases, norms, and those whose name matches a pattern in `plain`). With `only`, it writes no
-    parameters but these, which may have names.
+    parameters but these, given with their names.
 
     Attributes:
         exact: solve for the argmin, in the smaller of inputs and input dimensions. False is the first-order form
@@ -58,17 +58,16 @@ class DGD(Optimizer):
         erase: float = 1.0,
         reduction: Literal["mean", "sum"] = "mean",
         plain: Sequence[str] = (),
-        only: Sequence[Tensor] | Sequence[tuple[str, Tensor]] | None = None,
+        only: Sequence[tuple[str, Tensor]] | None = None,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction is {reduction!r}; use "mean" or "sum", as the loss does')
         self.reduction = reduction
-        written = list(model.parameters()) if only is None else list(only)
-        among = {p[1] if isinstance(p, tuple) else p for p in written}
-        self.keys, handles = observe(model, plain, among)
+        written = list(model.named_parameters()) if only is None else list(only)
+        self.keys, handles = observe(model, plain, {p for _, p in written})
         self.remove_hooks = weakref.finalize(self, remove, handles)  # also when the optimizer is gone
         defaults = {"lr": lr, "exact": exact, "weight_decay": weight_decay, "erase": erase}
-        super().__init__(written, defaults, foreach=False)
+        super().__init__(model.parameters() if only is None else written, defaults, foreach=False)
 
     def check_group(self, group: Group) -> None:
         super().check_group(group)

@@ -28,9 +28,7 @@ def compile_blocks(model: Any, config: RunConfig, ranks: Ranks) -> None:
         )
     require_compiler()
     rows, length = config.rows_per_part(ranks.size), config.train.length // ranks.sequence
-    reads = CompiledRead(rows, int(min(length, *model.config.periods)), BACKEND)
-    for block in model.blocks:
-        block.reads = reads
+    CompiledRead(rows, int(min(length, *model.config.periods)), BACKEND).give(model)
 
 
 def require_compiler() -> None:

@@ -152,7 +152,7 @@ def test_inputs_count_when_the_gradient_of_their_weight_is_computed():
 def test_only_some_parameters_are_written():
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
     before = copy.deepcopy(model.state_dict())
-    optimizer = DGD(model, 0.1, only=[model[0].weight])
+    optimizer = DGD(model, 0.1, only=[("0.weight", model[0].weight)])
     assert set(optimizer.keys) == {model[0].weight}
     model(torch.randn(3, 6)).sum().backward()
     optimizer.step()

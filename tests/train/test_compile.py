@@ -75,8 +75,8 @@ def assert_same(config: RunConfig, steady: int = STEPS, allowed: float = 1e-10) 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_compiled_run_is_the_same_with_few_graphs_without_breaks(name: str) -> None:
-    """Both blocks share their graphs, all of which are there after two steps of a stream and the first of the next:
-    written levels or not, a graph serves both. Hope's first half walks through its chunks on the host."""
+    """Both blocks share their graphs, all of which are there after the first step: a graph serves levels that have
+    written and levels that have not. Hope's first half walks through its chunks on the host."""
     assert_same(config_of(name), steady=1)
     assert counters["stats"]["unique_graphs"] == GRAPHS[name]
     assert not counters["graph_break"]
