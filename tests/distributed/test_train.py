@@ -39,6 +39,11 @@ def test_processes_equal_one(found: dict, name: str, allowed: float) -> None:
     assert apart["writes"] == 0
 
 
+def test_two_ranks_go_on_under_dgd_with_equal_bits(found: dict) -> None:
+    """What it meets is forgotten after each step, so a checkpoint needs nothing of it."""
+    assert found["dgd"]["resumed"] == 0
+
+
 def test_a_checkpoint_of_two_ranks_is_read_by_one_and_four_with_equal_bits(found: dict) -> None:
     """Weights, optimizer, and fast weights, clocks and buffers of every row; the steps meanwhile do not reach it."""
     assert not found["background"]["differs"]

@@ -28,7 +28,7 @@ from nestling.core.state import flatten
 from nestling.train import RunConfig, prepare, read_metrics, run
 from nestling.train.checkpoint import DamagedCheckpoint, read_checkpoint
 from nestling.train.ranks import joined
-from nestling.train.run import load_run
+from nestling.train.run import load_run, run_config
 from nestling.train.run_folder import read_any
 from nestling.train.sharded import ShardedCheckpoints, load_sharded
 from nestling.train.trainer import Trainer
@@ -212,6 +212,16 @@ def from_one(folder: Path, data: Path, one: Path) -> dict[str, Any]:
     return {"differs": differs, **found}
 
 
+def goes_on(done: Path, data: Path) -> bool:
+    """Whether two ranks that go on from the middle of a run of theirs end with the same bits."""
+    again, config = done.with_name(f"{done.name}-again"), run_config(done)
+    shutil.copytree(done, again)
+    shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08d}")
+    together(2, data, lambda rank: quiet_run(config, again, data, resume=True))
+    one, other = (load_run(path)[0].state_dict() for path in (done, again))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
 def damaged(checkpoint: Path) -> str:
     """What is said of a checkpoint that is cut short."""
     with open(checkpoint / "__1_0.distcp", "r+b") as file:
@@ -243,6 +253,7 @@ def main() -> None:
         spread = replace(config, parallel=replace(config.parallel, **parallel))
         together(size, folder, lambda rank: quiet_run(spread, folder / f"{name}-{size}", folder))  # noqa: B023
         found[name] = difference(folder / f"{name}-{size}", folder / f"{name}-1")
+    found["dgd"]["resumed"] = float(not goes_on(folder / "dgd-2", folder))
     (folder / "from-one").mkdir()
     found["from one"] = from_one(folder / "from-one", folder, folder / "adamw-1")
     print(json.dumps(found), flush=True)
