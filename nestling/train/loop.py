@@ -5,7 +5,8 @@
                       the new state, detached, goes to the next step; it is cleared once per `stream_length` tokens
 
 The loop knows no model: it needs `model.loss(tokens, targets, state=...)` and, for models with old-key statistics,
-`model.calibrate(tokens, keep=...)`; several ranks also need `model.blocks`. One process or many run the same lines.
+`model.calibrate(tokens, keep=...)`; several ranks, and what is done to blocks, also need `model.blocks`. One process or
+many run the same lines.
 """
 
 from __future__ import annotations

@@ -85,18 +85,18 @@ def test_a_compiled_run_is_the_same_with_few_graphs_without_breaks(name: str) ->
 def test_levels_that_learn_from_factors_and_gradients_through_segments() -> None:
     """Wide maps and short segments, so that the gradient of an output is wanted and not that of a matrix; and one
     graph is passed back through twice."""
-    made = config_of("hope-attention")
-    model = replace(made.model, dim=32, periods=(4.0, 8.0), options={"outer": "sequence"})
+    made = config_of("hope")
+    options = {"outer": "sequence", "inner_learned": True}
+    model = replace(made.model, dim=32, periods=(4.0, 8.0), options=options)
     assert_same(replace(made, model=model, train=replace(made.train, length=16)))
-    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
-def test_documents_accumulation_and_recomputation(tmp_path: Path) -> None:
-    """Pieces that a border cuts are read as ever, between pieces that are compiled."""
-    made = config_of("hope-attention", accumulate=2, recompute=True)
-    made = replace(made, train=replace(made.train, rows=4, length=24, stream_length=96))
-    assert_same(made)
-    assert counters["stats"]["unique_graphs"] > 0
+def test_a_window_levels_side_by_side_and_rows_in_parts() -> None:
+    made = config_of("hope-attention", accumulate=2)
+    model = replace(made.model, window=12, options={"continuum": "independent"})
+    assert_same(replace(made, model=model, train=replace(made.train, length=16, stream_length=80)))
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 
 
 def test_a_checkpoint_goes_on_with_and_without(tmp_path: Path) -> None:
@@ -113,11 +113,14 @@ def test_a_checkpoint_goes_on_with_and_without(tmp_path: Path) -> None:
 
 
 def test_code_is_generated_and_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32: the eps keeps AdamW from making large steps of gradients that are nothing but rounding."""
     monkeypatch.setattr(compiling, "BACKEND", "inductor")
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes of its own
-    made = config_of("hope-attention")
-    made = replace(made, model=replace(made.model, depth=1), train=replace(made.train, length=16))
-    assert_same(made, allowed=1e-9)
+    torch.set_default_dtype(torch.float32)
+    made = config_of("transformer")
+    made = replace(made, model=replace(made.model, depth=1))
+    assert_same(replace(made, optim=replace(made.optim, eps=1e-2)), allowed=1e-5)
+    assert counters["inductor"]
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
