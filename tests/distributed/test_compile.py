@@ -10,8 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_two_processes_with_compiled_blocks_equal_one_without(tmp_path: Path) -> None:
-    """A Hope-Attention of two blocks with a window, whose levels write and whose rows hold borders of documents, in
-    float64."""
+    """A Hope-Attention whose levels write and whose rows hold borders of documents, in float64."""
     command = [sys.executable, "-m", "tests.distributed.compiled_runs", str(tmp_path)]
     ran = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
