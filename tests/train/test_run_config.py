@@ -149,5 +149,5 @@ def test_impossible_ways_to_spread_guard_and_write(section, values, message):
 
 
 def test_dgd_in_compiled_blocks_is_refused():
-    with pytest.raises(ValueError, match="train.compile with optim.matrices=dgd, .*; leave out one of them"):
+    with pytest.raises(ValueError, match="train.compile with optim.matrices=dgd, .*; leave out one of the two"):
         from_dict(RunConfig, {"optim": {"matrices": "dgd"}, "train": {"compile": True}})
