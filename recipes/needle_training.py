@@ -40,13 +40,13 @@ VOCABULARY, SPOKEN = 640, 2_000  # pieces; rows that spell needles and questions
 BOOKS, TEST_BOOK = ("emma", "sherlock_holmes"), "moby_dick"
 LENGTH = 1_024
 STAGES = (
-    (0.25, 0),
-    (0.45, 96),
-    (0.6, 192),
-    (0.75, 384),
+    (0.15, 0),
+    (0.25, 96),
+    (0.35, 192),
+    (0.45, 384),
     (1.0, LENGTH),
 )  # until this share of the steps: tokens; 0 = ends
-STEPS, TOKENS = 800, 2_048
+STEPS, TOKENS = 2_000, 2_048
 LANGUAGE, PART = 0.5, 4  # weight of the language-modelling term; it is taken on every PART-th token, at random
 TRAINED = ("s-niah-1", "s-niah-2")
 MUON, MOMENTUM, DECAY, FALL = 4.0, 0.9, 0.01, 0.3  # Muon's rate over AdamW's; the share of steps in which rates fall

@@ -32,9 +32,9 @@ BASELINES = ("gated-delta-net", "delta-net", "titans-lmm", "retnet", "linear-att
 MODELS = ("hope", *BASELINES, *ATTENTION, "hope-default")
 RATES = (1e-2, 5e-3, 2e-2)
 SWEEP_STEPS, SWEPT, SWEEP_LENGTH = 160, 480, 96  # the first steps of a training of SWEPT
-LENGTHS = {1_024: 32, 2_048: 16, 4_096: 32, 8_192: 8, 16_384: 4}  # tokens: examples
+LENGTHS = {1_024: 64, 2_048: 32, 4_096: 64, 8_192: 16, 16_384: 8}  # tokens: examples
 FAR = 4 * training.LENGTH  # where the claim is tested
-TEST_SEED, VALIDATION_SEED = 10_000, 20_000
+TEST_SEED, VALIDATION_SEED = 12_000, 20_000
 RUNS = Path("runs/needles")
 
 

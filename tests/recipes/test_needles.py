@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nestling.evals.suite import NOTHING
 from nestling.memories.self_modifying import SelfModifyingTitans
-from recipes import needle_levels, needles
+from recipes import needle_levels, needle_tasks, needles
 from recipes import needle_training as training
 
 TINY = {"dim": 8, "depth": 1, "heads": 1}
@@ -132,3 +132,26 @@ def test_the_page_of_the_levels_compares_with_no_writes() -> None:
     lines = needle_levels.page({"metrics": {"cells": made}}).splitlines()
     assert len(made) == 13 and lines[2] == "| no writes | 50 | 2.100 |  | 2.500 |  |  |"
     assert lines[3] == "| 1 x 64 | 50 | 1.600 | -0.500 [-0.500, -0.500] | 2.000 | -0.500 [-0.500, -0.500] | better |"
+
+
+def test_every_task_takes_its_turn_in_the_second_training() -> None:
+    spell = training.tokenizer()
+    seen = set()
+    for step in range(len(needle_tasks.TASKS) // 2):
+        rows = needle_tasks.batch(step, seed=0)
+        assert rows.tokens.shape == (training.TOKENS // 384, 384)
+        for tokens, targets in zip(rows.tokens, rows.targets, strict=True):
+            asked, text = targets != NOTHING, spell.decode(tokens.tolist())
+            assert torch.equal(targets[asked], tokens[asked.roll(1)])
+            values = re.findall(r" is: ([0-9a-f-]+)\. ", text)
+            keys = set(re.findall(r"for ([a-z]+ [a-z]+) is: ", text))
+            answers = spell.decode(targets[asked].tolist()).split()
+            kind = "s-niah-1" if "There and back again" in text else "s-niah-3" if "uuids" in text else "s-niah-2"
+            if len(values) > 1:
+                kind = "multi-value" if len(keys) == 1 else "multi-query" if len(answers) > 1 else "multi-key"
+            assert set(answers) <= set(values)
+            seen.add(kind)
+    assert seen == set(needle_tasks.TASKS)
+    last = needle_tasks.batch(needle_tasks.STEPS - 1, seed=0)
+    assert last.tokens.shape == (2, training.LENGTH)
+    assert not torch.equal(last.tokens, needle_tasks.batch(needle_tasks.STEPS - 1, seed=1).tokens)
