@@ -112,7 +112,8 @@ def against(mine: list[Cell], theirs: list[Cell]) -> Cell:
     for task in TASKS:
         made[task] = {}
         for length in map(str, LENGTHS):
-            difference = paired(*([c[task][length]["bits"] for c in cells] for cells in (mine, theirs)))
+            a, b = ([c[task][length]["bits"] for c in cells] for cells in (mine, theirs))
+            difference = paired(a, b)
             made[task][length] = asdict(difference) | {"verdict": verdict(difference)}
     return made
 
