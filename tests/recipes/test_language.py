@@ -1,5 +1,6 @@
 """The recipes about language: what is trained on and held out, equal parameters, saved cells, and how tables read."""
 
+import copy
 import lzma
 import math
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from nestling.data import bundled_text
+from nestling.evals.perplexity import window_losses
 from nestling.models import build, from_config
 from nestling.models.presets import count
-from recipes import ablations, language, language_modelling
+from recipes import ablations, dynamic_evaluation, language, language_modelling
 from recipes.language import LENGTH, SIZES
 
 NAMES = (*language.TRAINED, *language.NOVELS, *language.TEST)
@@ -168,3 +170,31 @@ def test_variants_are_paired_with_the_same_seeds_of_hope(tmp_path: Path) -> None
 def test_the_whole_hope_of_the_ablations_is_the_one_of_the_language_models() -> None:
     labels = [ablations.label(variant) for variant in ablations.VARIANTS]
     assert labels[0] == f"hope-{language.SWEPT}" and len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("name", ["transformer", "gated-delta-net", "hope"])
+def test_dynamic_evaluation_reads_a_segment_before_it_learns_from_it(name: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = language.readers(from_config(language.config_for(name, "tiny")))
+    reader = model["window" if name == "transformer" else "frozen"][0]
+    windows, _ = language.long_windows(language.NOVELS, folder)
+    still = window_losses(reader, windows, learn=False)[0]
+    before = [p.detach().clone() for p in reader.parameters()]
+    same = dynamic_evaluation.read(copy.deepcopy(reader), windows[0], "sgd", 0.0)
+    learned = dynamic_evaluation.read(copy.deepcopy(reader), windows[0], "sgd", 0.1)
+    assert torch.allclose(same, still, atol=1e-4)
+    assert torch.allclose(learned[:LENGTH], still[:LENGTH], atol=1e-4)
+    assert learned[LENGTH:].mean() < still[LENGTH:].mean() - 0.01
+    made, none = (dynamic_evaluation.losses(reader, "novels", "adam", lr, folder) for lr in (1e-3, 0.0))
+    frozen = language.long_losses(reader, *language.long_windows(language.NOVELS, folder))[
+        "frozen" if name != "transformer" else "full"
+    ]
+    assert none["by position"] == pytest.approx(frozen["by position"], rel=1e-4)
+    assert made["by position"][0] == pytest.approx(frozen["by position"][0], rel=1e-4)
+    assert made["beyond"] < frozen["beyond"] - 0.01
+    assert all(map(torch.equal, before, reader.parameters()))
+
+
+def test_what_diverged_is_not_chosen() -> None:
+    swept = {"sgd 0.1": {"novels": 2.0}, "sgd 1": {"novels": None}, "adam 0.001": {"novels": 1.9}}
+    assert dynamic_evaluation.chosen(swept) == ("adam", 0.001)
