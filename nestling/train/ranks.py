@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nestling.train.config import ParallelConfig
+from nestling.train.meeting import meet
 
 T = TypeVar("T")
 
@@ -151,18 +152,6 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def meet(backend: str, limit: timedelta) -> None:
-    """Form the group, apart from what earlier attempts of the same job left.
-
-    All restarts of torchrun share one store (torch 2.13), where a rank may find the address of a rank that was killed.
-    """
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, size = next(iter(rendezvous("env://", timeout=limit)))
-    mine = dist.PrefixStore(f"attempt {attempt()}", store)
-    dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=limit)
-
-
 def local_device(device: str) -> str:
     """The device of this rank: with torchrun, "cuda" is the card of its own number."""
     local = os.environ.get("LOCAL_RANK")
@@ -171,9 +160,4 @@ def local_device(device: str) -> str:
 
 def restarted() -> bool:
     """Whether torchrun has started these processes again after a failure."""
-    return attempt() > 0
-
-
-def attempt() -> int:
-    """How often torchrun has started these processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
