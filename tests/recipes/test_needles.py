@@ -1,5 +1,6 @@
 """The recipes of the needles: equal parameters, the vocabulary, the batches, the loss, the rates and the pages."""
 
+import copy
 import math
 import re
 
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from nestling.evals.suite import NOTHING
 from nestling.memories.self_modifying import SelfModifyingTitans
-from recipes import needle_levels, needle_tasks, needles
+from recipes import needle_gates, needle_levels, needle_tasks, needles
 from recipes import needle_training as training
 
 TINY = {"dim": 8, "depth": 1, "heads": 1}
@@ -155,3 +156,23 @@ def test_every_task_takes_its_turn_in_the_second_training() -> None:
     last = needle_tasks.batch(needle_tasks.STEPS - 1, seed=0)
     assert last.tokens.shape == (2, training.LENGTH)
     assert not torch.equal(last.tokens, needle_tasks.batch(needle_tasks.STEPS - 1, seed=1).tokens)
+
+
+@pytest.mark.parametrize("name", needle_gates.CHANGES)
+def test_a_change_of_the_gates_does_what_its_name_says(name: str) -> None:
+    torch.manual_seed(0)
+    plain = training.make("hope", TINY)
+    made = needle_gates.changed(copy.deepcopy(plain), name)
+    rows = torch.randint(training.VOCABULARY, (1, 200))
+    same = torch.allclose(made(rows, learn=False).logits, plain(rows, learn=False).logits, atol=1e-6)
+    assert same == (name == "as trained")
+    one, other = (next(m for m in model.modules() if isinstance(m, SelfModifyingTitans)) for model in (plain, made))
+    if name == "generators still":
+        assert other.rates[:, :-1].max() == 0 and other.rates[:, -1].min() == 1
+    if name == "no decay":
+        assert torch.equal(other.alpha_bias.sigmoid(), torch.ones(other.heads))
+    if name.startswith("gates x"):
+        factor = float(name.split()[-1])
+        assert torch.allclose(other.gate_weight[0], factor * one.gate_weight[0])
+        assert torch.equal(other.gate_weight[1], one.gate_weight[1])
+        assert torch.allclose(other.eta_bias, factor * one.eta_bias)

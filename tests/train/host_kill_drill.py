@@ -2,13 +2,13 @@
 
     python -m tests.train.host_kill_drill --kills 5
 
-A job under `torchrun --nnodes 2 --max-restarts 3`, one rank on each host (`two_hosts.py`: Linux, root). It is the second
-host that dies, agent and rank, for the first has the rendezvous. The rank that is left ends, its agent waits
-for the other host, and both go on from the newest whole checkpoint. Compared with a job without any kill: every loss,
-and the bits of the last weights. One line per kill; --log FILE writes them as JSON.
+A job under `torchrun --nnodes 2 --max-restarts 3`, one rank on each host (`two_hosts.py`: Linux, root). It is the
+second host that dies, agent and rank, for the first has the rendezvous. The rank that is left ends, its agent waits for
+the other host, and both go on from the newest whole checkpoint. Compared with a job without any kill: every loss, and
+the bits of the last weights. One line per kill; --log FILE writes them as JSON.
 
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, because in torch 2.13 agents that share their store with the ranks keep its address
-to themselves, and a host that comes later waits for it in vain.
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, because in torch 2.13 agents that share their store with the ranks keep its
+address to themselves, and a host that comes later waits for it in vain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.train.distributed_kill_drill import SIZE, Kill, arguments, compare, c
 from tests.train.small_runs import with_train
 from tests.train.two_hosts import Host, two_hosts
 
-STEPS, RESTARTS, PATIENCE, PORT = 30, 3, 150.0, 29_500
+STEPS, RESTARTS, PATIENCE, PORT = 30, 3, 600.0, 29_500
 
 
 def start(hosts: tuple[Host, Host], index: int, config: Path, folder: Path) -> subprocess.Popen[bytes]:
