@@ -1,6 +1,7 @@
 """What docs/scale.md promises of many processes, measured on the CPU: kills, a long document, a plan.
 
 python -m recipes.scale_checks --kills 20
+python -m recipes.scale_checks --hosts 3    # of one of two hosts: Linux, root; a result of its own
 python -m recipes.scale_checks --table
 """
 
@@ -26,12 +27,13 @@ from nestling.train import ModelChoice, RunConfig, TrainConfig
 from nestling.train.optimizer import optimizer_tree
 from recipes.cells import Cell, cell, cpu_minutes, write_result
 
-NAME = "scale_checks"
+NAME, HOSTS = "scale_checks", "scale_hosts"
 TOKENS = 1 << 18
 DRILLS = {  # who starts the ranks again: this process, or torchrun
     "kills": "tests.train.distributed_kill_drill",
     "torchrun": "tests.train.torchrun_kill_drill",
 }
+HOST_DRILL = "tests.train.host_kill_drill"
 MODEL = config_of("hope", dim=64, depth=6, heads=2, periods=(128.0, 256.0))
 CONFIG = RunConfig(model=ModelChoice(name="hope"), train=TrainConfig(rows=6, length=256, stream_length=1 << 20))
 
@@ -77,7 +79,9 @@ def table(metrics: Cell) -> str:
     """The page."""
     long, made = metrics["document"], metrics["plan"]
     lines = ["| what | result |", "|---|---|"]
-    lines += [f"| `{metrics[name]['command']}` | {metrics[name]['said']} |" for name in DRILLS if name in metrics]
+    lines += [
+        f"| `{metrics[name]['command']}` | {metrics[name]['said']} |" for name in (*DRILLS, "hosts") if name in metrics
+    ]
     lines += [
         f"| {long['tokens']:,} tokens on two processes and on one | loss differs by {long['loss_difference']:.1e}, "
         f"gradients by {long['gradient_difference']:.1e} of the largest entry of each tensor |"
@@ -90,15 +94,29 @@ def table(metrics: Cell) -> str:
     return "\n".join([*lines, "", f"{cpu_minutes(metrics):.1f} CPU minutes"])
 
 
+def hosts(kills: int) -> None:
+    """Kill one of two hosts, and write that result."""
+    made = cell(Path("runs") / NAME, f"hosts-{kills}", partial(killed, HOST_DRILL, kills))
+    print(write_result(HOSTS, {"kills": kills}, [0], {"hosts": made}))
+
+
+def newest(name: str) -> Cell:
+    """The metrics of the newest committed result."""
+    path = max(Path("results", name).glob("*.json"))
+    return json.loads(path.read_text(encoding="utf-8"))["metrics"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="of one of two ranks, at random moments; 0 = none")
-    parser.add_argument("--table", action="store_true", help="print the page of the newest result")
+    parser.add_argument("--hosts", type=int, default=0, help="kill one of two hosts so often, and nothing else")
+    parser.add_argument("--table", action="store_true", help="print the page of the newest results")
     chosen = parser.parse_args()
     if chosen.table:
-        newest = sorted(Path("results", NAME).glob("*.json"))[-1]
-        print(table(json.loads(newest.read_text(encoding="utf-8"))["metrics"]))
+        print(table(newest(NAME) | newest(HOSTS)))
         return
+    if chosen.hosts:
+        return hosts(chosen.hosts)
     torch.set_num_threads(1)
     folder = Path("runs") / NAME
     metrics = {
