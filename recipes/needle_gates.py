@@ -52,8 +52,8 @@ def no_decay(layer: SelfModifyingTitans) -> None:
 
 def sharper(layer: SelfModifyingTitans, factor: float) -> None:
     """The sigmoid of eta sees `factor` times as much."""
-    layer.gate_weight[0] *= factor
-    layer.eta_bias *= factor
+    layer.gate_weight[0].mul_(factor)
+    layer.eta_bias.mul_(factor)
 
 
 CHANGES: dict[str, Callable[[SelfModifyingTitans], None]] = {
