@@ -1,6 +1,6 @@
 """Dynamic evaluation: the baselines of language modelling, trained by gradient steps on what they have just read.
 
-    python -m recipes.dynamic_evaluation --data DIR      # after python -m recipes.language_modelling --data DIR
+    python -m recipes.dynamic_evaluation --data DIR      # trains what recipes.language_modelling has not
     python -m recipes.dynamic_evaluation --table         # the committed result as a table
     python -m recipes.dynamic_evaluation --figure        # and as docs/figures/dynamic_evaluation.png
 
@@ -27,7 +27,7 @@ from recipes import language
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
 from recipes.command import add_data, newest, parser_of, run
 from recipes.language import LENGTH, NOVELS, SIZES, SWEPT, TEST, Folder
-from recipes.language_modelling import difference, shown, values
+from recipes.language_modelling import difference, run_model, shown, values
 
 MODELS = ("transformer", "gated-delta-net", "titans-lmm", "hope")
 RULES: dict[str, Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]] = {
@@ -74,20 +74,23 @@ def losses(model: LanguageModel, text: str, rule: str, lr: float, folder: Folder
 
 def trained(name: str, size: str, lr: float, seed: int) -> LanguageModel:
     """The model of a cell of recipes.language_modelling, the Transformer with its window."""
-    path = language.RUNS / f"{name}-{size}-{lr:g}-{seed}.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights {path}; run python -m recipes.language_modelling first")
     model = from_config(language.config_for(name, size))
-    model.load_state_dict(torch.load(path, weights_only=True))
+    model.load_state_dict(torch.load(language.RUNS / f"{name}-{size}-{lr:g}-{seed}.pt", weights_only=True))
     return language.readers(model)["window" if name == "transformer" else "frozen"][0]
 
 
 # --- cells ------------------------------------------------------------------------------------------------------
 
 
+def trained_cells(name: str, size: str, seeds: int, folder: Folder) -> list[Cell]:
+    """The cells of recipes.language_modelling at the rate that its committed table has."""
+    rate = newest("language_modelling")["metrics"]["models"][size][name][0]["rate"]
+    return run_model(name, size, rate, seeds, folder)
+
+
 def read_cell(name: str, size: str, seed: int, text: str, rule: str, lr: float, folder: Folder) -> Cell:
-    """What a model of the committed table reads with these steps."""
-    rate = newest("language_modelling")["metrics"]["models"][size][name][seed]["rate"]
+    """What a model reads with these steps."""
+    rate = trained_cells(name, size, seed + 1, folder)[seed]["rate"]
     label = f"dynamic-{name}-{size}-{seed}-{text}-{rule}-{lr:g}"
     return cell(language.RUNS, label, lambda: rounded(losses(trained(name, size, rate, seed), text, rule, lr, folder)))
 
@@ -111,7 +114,7 @@ def chosen(swept: dict[str, Cell]) -> tuple[str, float]:
 
 def report(sizes: Sequence[str], seeds: int, folder: Folder) -> Path:
     """Read what is missing, and write the result."""
-    still = newest("language_modelling")["metrics"]["models"]
+    still = {size: {name: trained_cells(name, size, seeds, folder) for name in MODELS} for size in sizes}
     swept = {name: sweep(name, folder) for name in MODELS}
     rules = {name: chosen(found) for name, found in swept.items()}
     models: Cell = {}
@@ -122,7 +125,7 @@ def report(sizes: Sequence[str], seeds: int, folder: Folder) -> Path:
                 {text: read_cell(name, size, seed, text, *rules[name], folder) for text in TEXTS}
                 for seed in range(seeds)
             ]
-    metrics: Cell = {"sweep": swept, "chosen": rules, "models": models, "comparisons": {}}
+    metrics: Cell = {"still": still, "sweep": swept, "chosen": rules, "models": models, "comparisons": {}}
     for size in sizes:
         metrics["comparisons"][size] = compare(still[size], models[size], seeds)
     config = {"segment": LENGTH, "rates": RATES, "sizes (width, blocks, heads)": SIZES}
