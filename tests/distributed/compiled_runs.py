@@ -29,7 +29,7 @@ def main() -> None:
     write_texts(folder)
     os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
     made = config_of()
-    made = replace(made, model=replace(made.model, name="hope-attention"))
+    made = replace(made, model=replace(made.model, name="hope-attention", periods=(16.0,)))
     made = with_train(made, length=16, stream_length=64)  # whole segments, where no document ends
     quiet_run(made, folder / "one", folder)
     spread = replace(with_train(made, compile=True), parallel=replace(made.parallel, recompute=True))

@@ -113,7 +113,7 @@ def test_code_is_generated_and_gives_the_same_numbers(monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes of its own
     torch.set_default_dtype(torch.float32)
     made = config_of("hope")
-    made = replace(made, model=replace(made.model, depth=1))
+    made = replace(made, model=replace(made.model, depth=1, periods=(16.0,)))
     assert_same(replace(made, optim=replace(made.optim, eps=1e-2)), allowed=1e-5)
     assert counters["inductor"]
 
