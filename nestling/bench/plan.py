@@ -4,7 +4,7 @@ Without a measurement the plan is counted: bytes of what is kept, FLOPs of cost.
 With one (`measure`) it is read off steps of the same model with two and with three blocks on the device at hand, with
 as many rows as a rank reads at once: bytes and seconds of a step are straight lines in the number of blocks.
 
-    weights      whole while a step lasts, and this rank's part of them
+    weights      whole while a step lasts (of split ones this rank's part), and what of them this rank keeps
     gradients    whole until they are reduced, and this rank's part
     optimizer    this rank's part
     fast weights of this rank's rows: contexts, what levels have written, what they wait to write
@@ -26,6 +26,7 @@ from nestling.core.state import nbytes
 from nestling.data import Tokens, TokenStream
 from nestling.models import LanguageModel, ModelConfig, from_config
 from nestling.train.config import RunConfig
+from nestling.train.splits import splits_of
 from nestling.train.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient and a moment; a run in bf16 keeps these in float32
@@ -99,52 +100,94 @@ def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: M
     with torch.device("meta"):
         built = from_config(model)
     parameters = built.num_parameters()
-    groups, parallel = max(1, gpus // config.parallel.sequence), config.parallel
+    parallel, parts = config.parallel, config.parallel.tensor
+    if measured and parts > 1:
+        raise ValueError(f"parallel.tensor={parts} splits what is whole on one device; leave --measure out")
+    if gpus % (parallel.sequence * parts):
+        wanted = f"parallel.sequence={parallel.sequence} times parallel.tensor={parts}"
+        raise ValueError(f"{wanted} does not divide {gpus} GPUs; use a divisor")
+    groups = gpus // (parallel.sequence * parts)
     rows, at_once = config.train.rows / groups, config.rows_per_part(gpus)
-    shard = parallel.shard or gpus
-    whole, part = FLOAT * parameters, FLOAT * parameters / shard * (gpus > 1)
+    shard, share = parallel.shard or max(1, gpus // parts), shares(built, parts)
+    whole = FLOAT * sum(p.numel() * share[name] for name, p in built.named_parameters())
+    part = whole / shard * (gpus > 1)
+    state = at(measured.state, model.depth) / measured.rows if measured else state_bytes(model, parts)
     memory = {
         "weights": whole + part,
         "gradients": part,  # whole ones are among what is measured as working
-        "optimizer": optimizer_bytes(built, config.optim.matrices) / shard,
-        "fast weights": rows * (at(measured.state, model.depth) / measured.rows if measured else state_bytes(model)),
-        "working": at(measured.working, model.depth) if measured else working_bytes(built, config, at_once),
+        "optimizer": optimizer_bytes(built, config.optim.matrices, share) / shard,
+        "fast weights": rows * state,
+        "working": at(measured.working, model.depth) if measured else working_bytes(built, config, at_once, share),
     }
     length = config.train.length / parallel.sequence
     if measured:
         compute = parallel.accumulate * at(measured.seconds, model.depth) / parallel.sequence
     else:
         once = cost.training(model, config.train.length / 2).flops * (4 / 3 if parallel.recompute else 1)
-        compute = rows * length * once / (ASSUMED * gpu.flops)
-    exchange = 2 * whole / gpu.link * (gpus > 1)  # weights gathered, gradients reduced
+        compute = rows * length * once * work_share(built, share) / (ASSUMED * gpu.flops)
+    exchange = 2 * whole / gpu.link * (gpus > parts)  # weights gathered, gradients reduced
+    exchange += rows * length * summed_bytes(built, config) / gpu.link
     tokens = config.train.rows * config.train.length
     return Plan(parameters, memory, compute + exchange, tokens, config.train.steps, gpus, measured is not None)
 
 
-def optimizer_bytes(model: LanguageModel, matrices: str) -> float:
+Shares = dict[str, float]  # of every parameter by its name: the part of it that one rank of a tensor group holds
+
+
+def shares(model: LanguageModel, parts: int) -> Shares:
+    """Everything, or of split matrices one of `parts`. Raises ValueError if the model cannot be split."""
+    splits = splits_of(model, parts) if parts > 1 else {}
+    return {name: 1 / parts if name in splits else 1.0 for name, _ in model.named_parameters()}
+
+
+def work_share(model: LanguageModel, share: Shares) -> float:
+    """The part of a token's multiplications that one rank of a group does."""
+    sizes = {n: p.numel() for n, p in model.named_parameters() if p.dim() >= 2 and "embedding" not in n}
+    return sum(size * share[name] for name, size in sizes.items()) / sum(sizes.values())
+
+
+def summed_bytes(model: LanguageModel, config: RunConfig) -> float:
+    """Bytes per token that a rank sends to sum what its group's parts of matrices give, forward and backward: once for
+    each pair of them (heads and output, gate/up and down), the embedding and the head."""
+    parts, width = config.parallel.tensor, (2 if config.train.bf16 else FLOAT) * model.config.dim
+    if parts == 1:
+        return 0.0
+    pairs = len(splits_of(model, parts)) / 2
+    return (3 if config.parallel.recompute else 2) * pairs * width * 2 * (parts - 1) / parts
+
+
+def optimizer_bytes(model: LanguageModel, matrices: str, share: Shares | None = None) -> float:
     """What the optimizer keeps: two moments, for hidden matrices what theirs keeps."""
-    outside = (model.embedding.weight.numel(), model.head.weight.numel())
-    hidden = sum(p.numel() for p in model.parameters() if p.dim() == 2) - sum(outside)
-    return FLOAT * (2 * (model.num_parameters() - hidden) + MOMENTS[matrices] * hidden)
+    kept = 0.0
+    for name, p in model.named_parameters():
+        hidden = p.dim() == 2 and name not in ("embedding.weight", "head.weight")
+        kept += (MOMENTS[matrices] if hidden else 2) * p.numel() * (1 if share is None else share[name])
+    return FLOAT * kept
 
 
-def state_bytes(model: ModelConfig) -> float:
-    """The bound of a row's state that `levels()` prints, block by block; what has no bound is left out."""
-    one = from_config(replace(model, depth=1, vocab_size=2))
-    return model.depth * sum(level.state_bytes or 0 for level in one.levels())
+def state_bytes(model: ModelConfig, parts: int = 1) -> float:
+    """The bound of a row's state that `levels()` prints, block by block; what has no bound is left out. Of `parts`
+    ranks that split the model one has its share, of mixers that are not split all."""
+    block = from_config(replace(model, depth=1, vocab_size=2)).blocks[0]
+    sizes = [level.state_bytes or 0 for level in block.levels()]  # type: ignore[operator]
+    mixer = len(block.mixer.levels())  # type: ignore[union-attr, operator]
+    split = hasattr(block.mixer, "splits")
+    return model.depth * (sum(sizes[:mixer]) / (parts if split else 1) + sum(sizes[mixer:]) / parts)
 
 
-def working_bytes(model: LanguageModel, config: RunConfig, rows: float) -> float:
+def working_bytes(model: LanguageModel, config: RunConfig, rows: float, share: Shares) -> float:
     """Whole gradients twice, and a rough count of activations: of a segment, or of all tokens where nothing writes."""
     c: ModelConfig = model.config
+    parts = config.parallel.tensor
     finite = [period for period in c.periods if math.isfinite(period)]
     tokens = rows * min([config.train.length / config.parallel.sequence, *finite])
     number = 2 if config.train.bf16 else FLOAT
-    inside = 16 * c.dim + 4 * c.width
+    inside = 16 * c.dim + 4 * c.width / parts
     blocks = (c.depth * c.dim + inside) if config.parallel.recompute else c.depth * (c.dim + inside)
-    logits = min(tokens * c.vocab_size, 2**24) * 3 * FLOAT
-    fast = rows * (c.depth * 3 * c.dim * c.width * len(finite) / len(c.periods)) * 2 * FLOAT
-    return 2 * FLOAT * model.num_parameters() + tokens * number * blocks + logits + fast
+    logits = min(tokens * c.vocab_size, 2**24) * 3 * FLOAT * share["head.weight"]
+    fast = rows * (c.depth * 3 * c.dim * c.width * len(finite) / len(c.periods)) * 2 * FLOAT / parts
+    gradients = FLOAT * sum(p.numel() * share[name] for name, p in model.named_parameters())
+    return 2 * gradients + tokens * number * blocks + logits + fast
 
 
 def measure(config: RunConfig, model: ModelConfig, *, rows: int, device: str = "cpu") -> Measured:
@@ -176,7 +219,7 @@ def trainer_of(config: RunConfig, model: ModelConfig, rows: int, device: str) ->
         config.train, rows=rows, stream_length=length << 20, calibrate_every=0, steps=1 << 30,
         eval_every=0, checkpoint_every=0, device=device,
     )  # fmt: skip
-    alone = replace(config.parallel, ranks=0, shard=0, accumulate=1, sequence=1)
+    alone = replace(config.parallel, ranks=0, shard=0, accumulate=1, sequence=1, tensor=1)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, size=8 * length + 1)
     tokens = Tokens(pieces=[ids], starts=np.zeros(1, dtype=np.int64), tokenizer="random", fingerprint="random")
     stream = TokenStream(tokens, rows=rows, length=length)

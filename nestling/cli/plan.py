@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """\
   nestling plan recipes/scale.py:size_760m --gpus 8 --gpu h100
   nestling plan recipes/scale.py:size_760m --gpus 8 --model.name transformer --parallel.accumulate 4
+  nestling plan recipes/scale.py:size_1300m --gpus 8 --parallel.tensor 2 --model.options.hidden 5460
   nestling plan recipes/scale.py:size_160m --gpus 1 --gpu h200 --measure cuda    two short trainings here
 
 Counted plans take a quarter of a GPU's peak for granted, and activations roughly. Measured ones are read off the steps

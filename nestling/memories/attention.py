@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.level import Level
+from ..core.spread import Split
 from .attention_cache import AttentionState, OpenCache
 from .projections import rotary, rotate
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         rows, tokens, _ = x.shape
         start = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.position
         positions = start[:, None] + torch.arange(tokens, device=x.device)
-        q, k, v = self.qkv(x).view(rows, tokens, 3, self.heads, self.width).unbind(2)
+        q, k, v = self.qkv(x).view(rows, tokens, 3, -1, self.width).unbind(2)  # heads of this part
         cos, sin = rotary(positions, self.width, x.dtype, self.rotary_base)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if isinstance(state, OpenCache):
@@ -108,6 +109,14 @@ class Attention(nn.Module):
         dim = self.heads * self.width
         k, v = F.linear(self.persistent, self.qkv.weight[dim:]).split(dim, dim=-1)
         return k.unflatten(-1, (self.heads, -1)).transpose(0, 1), v.unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def splits(self, parts: int) -> dict[str, Split]:
+        """Every part has its share of the heads. Raises ValueError if they do not divide."""
+        if self.persistent is not None:
+            return {}
+        if self.heads % parts:
+            raise ValueError(f"heads={self.heads} do not divide among {parts} ranks; use a multiple of {parts}")
+        return {"qkv": Split(0, blocks=3), "out": Split(1)}
 
     def keys_per_query(self, context: int) -> int:
         """Keys that a query is compared with when `context` tokens were read."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.level import Level
+from ..core.spread import Split
 from ..memories.continuum import (
     ContinuumMemory,
     ContinuumStack,
@@ -54,6 +55,12 @@ class Block(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpointed(self.reads, self, x, state, lengths)
         return self.reads(self, x, state, lengths)
+
+    def splits(self, parts: int) -> dict[str, Split]:
+        """How the maps of the block may be split among ranks; a mixer that does not say stays whole."""
+        mixer = self.mixer.splits(parts) if hasattr(self.mixer, "splits") else {}
+        found = {f"mixer.{name}": split for name, split in mixer.items()}
+        return found | {f"channel.{name}": split for name, split in self.channel.splits(parts).items()}
 
     def keys_per_query(self, context: int) -> int:
         """Keys that attention, if there is any, compares a query with when `context` tokens were read."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.level import Level, Levels
+from ..core.spread import Split
 from .block import Block, continuum_of
 from .config import ModelConfig
 from .decoder import Decoder
@@ -71,6 +72,17 @@ class LanguageModel(ReadingModel):
             for box in block.levels()  # type: ignore[operator]
         ]
         return Levels(made)
+
+    def splits(self, parts: int) -> dict[str, Split]:
+        """How the matrices of this model may be split among ranks, by the names of their modules.
+
+        Embedding and head are, if the vocabulary divides. Raises ValueError for heads or hidden units that do not.
+        """
+        if self.config.bptt:
+            raise ValueError(f"bptt={self.config.bptt} differentiates a write, whose lengths ranks share; use bptt=0")
+        ends = {"embedding": Split(0), "head": Split(0, stays=True)} if self.config.vocab_size % parts == 0 else {}
+        blocks = [block.splits(parts) for block in self.blocks]  # type: ignore[operator]
+        return ends | {f"blocks.{i}.{name}": split for i, found in enumerate(blocks) for name, split in found.items()}
 
     def num_parameters(self) -> int:
         """All slow parameters, embedding and head included."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..core.spread import whole
 from ..core.state import Tree, detach, pad_right, put_rows, replace, select_rows, tensors, where_rows
 from ..memories.continuum import (
     FastState,
@@ -336,7 +337,7 @@ class Reader:
         """Sum of the token losses; the logits are kept on the way if they are wanted."""
         if self.want_logits:
             logits = self.model.to_logits(hidden)
-            self.logits.append(logits if self.outer else logits.detach())
+            self.logits.append(whole(logits if self.outer else logits.detach()))
             if not (needed or self.want_score):
                 return hidden.new_zeros(())
             loss = self.model.loss_of_logits(logits, targets)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core.level import Levels
+from ..core.spread import local
 from ..memories.continuum import Reading, calibrate, continuum_levels, reading
 from .generate import Decodes, Generation
 from .packing import pack, unpack
@@ -149,7 +150,7 @@ class ReadingModel(nn.Module, ABC):
         """Sum over tokens of the cross-entropy, in at least float32; negative targets count nothing."""
         wide = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
         goal = targets.flatten().clamp_min(-1)
-        return F.cross_entropy(wide, goal, ignore_index=-1, reduction="sum")
+        return local(F.cross_entropy(wide, goal, ignore_index=-1, reduction="sum"))
 
     def token_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The same from the normed stream (B, T, D), chunk by chunk so that few logits exist at once."""

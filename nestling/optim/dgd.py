@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nestling.core.spread import is_spread, whole
 from nestling.optim.base import Group, Optimizer, State
 from nestling.optim.layer_inputs import Keys, Observer, keys_of
-from nestling.optim.sharded import is_spread, part_like, shard_group, total, whole
+from nestling.optim.sharded import part_like, shard_group, total
 
 
 class DGD(Optimizer):

@@ -9,10 +9,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from nestling.core.spread import whole
 from nestling.ops import dispatch
 from nestling.ops.newton_schulz.batched import ALONE
 from nestling.optim.base import Group, Optimizer, matrix
-from nestling.optim.sharded import each_on_one, part_like, rounds, shard_group, whole
+from nestling.optim.sharded import each_on_one, part_like, rounds, shard_group
 
 BATCH_BYTES = 1 << 27  # of matrices that are orthogonalised together; a batch this large fills any device
 ADJUSTMENTS = (None, "original", "match_rms_adamw")

@@ -14,13 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nestling.core.spread import is_spread
+
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor that may be spread over processes."""
-    return x.full_tensor() if is_spread(x) else x  # type: ignore[attr-defined]
 
 
 def part_like(made: Tensor, x: Tensor) -> Tensor:
@@ -98,12 +95,3 @@ def total(x: Tensor, like: DTensor) -> Tensor:
     for dimension in range(like.device_mesh.ndim):
         dist.all_reduce(x, group=like.device_mesh.get_group(dimension))
     return x
-
-
-def is_spread(x: Tensor) -> bool:
-    """Whether x is a DTensor; torch.distributed is not loaded to find out."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(x, DTensor)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
+
+from nestling.core.spread import Split
+from nestling.core.state import Tree
 
 
 class Layout(Protocol):
-    """Where the parameters of a model lie, as the training step sees it."""
+    """Where the parameters of a model lie, as the training step sees it.
+
+    Attributes:
+        splits: how weights are split among ranks that read the same rows, by name.
+    """
+
+    splits: dict[str, Split]
 
     def gathered(self) -> AbstractContextManager[None]:
         """While inside, the parameters are whole, plain tensors."""
@@ -20,12 +29,19 @@ class Layout(Protocol):
     def clip(self, longest: float) -> float:
         """Shorten the gradient to `longest`; returns its norm before that."""
 
+    def part(self, name: str, made: Tensor, like: Tensor) -> Tensor:
+        """What is here of `made`, a whole tensor as parameter `name` is one, spread as `like` is."""
+
+    def state_part(self, tree: Tree) -> Tree:
+        """What is here of a state of this rank's rows."""
+
 
 class Alone:
     """All of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.splits: dict[str, Split] = {}
 
     def gathered(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -35,3 +51,9 @@ class Alone:
 
     def clip(self, longest: float) -> float:
         return float(nn.utils.clip_grad_norm_(self.model.parameters(), longest))
+
+    def part(self, name: str, made: Tensor, like: Tensor) -> Tensor:
+        return made
+
+    def state_part(self, tree: Tree) -> Tree:
+        return tree

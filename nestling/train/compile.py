@@ -19,12 +19,16 @@ def compile_blocks(model: Any, config: RunConfig, ranks: Ranks) -> None:
 
     The usual piece has all rows that a rank reads at once, and as many tokens as the shortest period, or as a step
     where that is less. Documents that end elsewhere leave shorter pieces, which are read as ever.
-    Raises ValueError for a model with exact outer gradients, and where there is no C++ compiler.
+    Raises ValueError for a model with exact outer gradients or split maps, and where there is no C++ compiler.
     """
     if model.config.bptt:
         raise ValueError(
             f"train.compile with bptt={model.config.bptt}: exact outer gradients differentiate twice, which compiled "
             "blocks cannot; leave out one of the two"
+        )
+    if ranks.tensor > 1:
+        raise ValueError(
+            f"train.compile with parallel.tensor={ranks.tensor}: graphs take whole maps; leave out one of the two"
         )
     require_compiler()
     rows, length = config.rows_per_part(ranks.size), config.train.length // ranks.sequence

@@ -201,18 +201,20 @@ class ParallelConfig:
     ranks: int = 0
     """Processes that torchrun must have started; 0 = any number."""
     shard: int = 0
-    """Ranks that share one copy of weights and optimizer state; fewer than all = hybrid sharding, 0 = all ranks."""
+    """Ranks (or groups of `tensor`) that share one copy of the weights; fewer than all = hybrid sharding, 0 = all."""
     accumulate: int = 1
     """Parts of its rows that a rank reads one after the other in each step."""
     sequence: int = 1
     """Ranks that share the same rows: each reads a stretch of the tokens of a step, the state goes from one to next."""
+    tensor: int = 1
+    """Ranks that share the same rows and split the matrices of the model among them (tensor parallelism)."""
     recompute: bool = False
     """Keep no activations inside blocks; the backward pass computes them again."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others before it gives up."""
 
     def __post_init__(self) -> None:
-        for name, least in (("ranks", 0), ("shard", 0), ("accumulate", 1), ("sequence", 1)):
+        for name, least in (("ranks", 0), ("shard", 0), ("accumulate", 1), ("sequence", 1), ("tensor", 1)):
             require(
                 getattr(self, name) >= least,
                 f"parallel.{name}={getattr(self, name)} is below {least}",
@@ -260,11 +262,14 @@ class RunConfig:
         require(
             traced, "train.compile with optim.matrices=dgd, which looks inside of blocks", "leave out one of the two"
         )
+        if self.parallel.tensor > 1:
+            fault = f"parallel.tensor={self.parallel.tensor} with optim.matrices=dgd, which needs inputs of whole maps"
+            require(self.optim.matrices != "dgd", fault, "use adamw, muon or m3")
         self.rows_per_part(max(1, self.parallel.ranks))
 
     def rows_per_part(self, ranks: int) -> int:
         """Rows that a rank reads at once. Raises ValueError if the rows do not divide."""
-        groups = max(1, ranks // self.parallel.sequence)
+        groups = max(1, ranks // (self.parallel.sequence * self.parallel.tensor))
         parts = groups * self.parallel.accumulate
         require(
             self.train.rows % parts == 0,

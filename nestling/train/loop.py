@@ -88,7 +88,7 @@ def train(
     the loss is no longer finite, ConnectionError when another rank is gone, and OSError when the disk is full; each
     message says how to go on.
     """
-    ranks, steps = joined(config.parallel.sequence), config.train.steps
+    ranks, steps = joined(config.parallel.sequence, config.parallel.tensor), config.train.steps
     trainer = Trainer(model, stream, config, ranks)
     with RunFolder(folder, identity_of(config, stream), say=say if ranks.first else silent) as run:
         with watched(ranks, lambda: how_to_resume(run)):

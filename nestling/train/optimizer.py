@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nestling.optim import DGD, M3, Muon, param_groups
-from nestling.optim.sharded import part_like
 from nestling.train.config import OptimConfig
 
+Part = Callable[[Tensor, Tensor], Tensor]
 MATRICES = "hidden matrices"  # the level of `param_groups` that they are
 HIDDEN: dict[str, Callable[..., torch.optim.Optimizer]] = {"muon": Muon, "m3": M3}
 
@@ -22,7 +22,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     betas = (config.beta1, config.beta2)
     if config.matrices != "adamw":
         matrices = HIDDEN.get(config.matrices) or delta_descent(model, config)
-        made = param_groups(model, config.lr, matrices=matrices, weight_decay=config.weight_decay)
+        decay, dtype = config.weight_decay, config.ns_dtype or None
+        made = param_groups(model, config.lr, matrices=matrices, weight_decay=decay, ns_dtype=dtype)
         for group in made.optimizers["the rest"].param_groups:
             group |= {"betas": betas, "eps": config.eps}
         return made
@@ -66,10 +67,14 @@ def optimizer_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"state": {str(i): s for i, s in saved["state"].items()}, "groups": saved["param_groups"]}
 
 
-def load_optimizer_tree(optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
-    """Put the tree of `optimizer_tree` back, spread over ranks as the parameters are."""
+def load_optimizer_tree(
+    optimizer: torch.optim.Optimizer, tree: dict[str, Any], part: Part = lambda made, p: made
+) -> None:
+    """Put the tree of `optimizer_tree` back; `part` makes of what was kept for all of p what is kept for p here."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {int(i): {key: _as(value, held[int(i)]) for key, value in s.items()} for i, s in tree["state"].items()}
+    state = {
+        int(i): {key: _as(value, held[int(i)], part) for key, value in s.items()} for i, s in tree["state"].items()
+    }
     groups = with_tuples(tree["groups"], optimizer.param_groups)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -82,6 +87,6 @@ def with_tuples(groups: list[dict[str, Any]], now: list[dict[str, Any]]) -> list
     ]
 
 
-def _as(value: Any, p: Tensor) -> Any:
+def _as(value: Any, p: Tensor, part: Part) -> Any:
     """What is kept for p, with the shape of p, spread as p is."""
-    return part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
+    return part(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value

@@ -4,38 +4,48 @@ For a step the weights are gathered, block by block, and stay until the gradient
 this is FSDP2 with reshard_after_forward=False. Levels that learn need it: every segment of the text is a forward and
 a backward pass of its own, ranks may cut their text at different places, and a write reads the weights outside of any
 forward pass. Fast weights and contexts are plain tensors of a rank's own rows and are never exchanged.
+
+With `parallel.tensor` the weights that FSDP2 gathers are a rank's parts of split matrices (tensor.py): two dimensions.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import loss_parallel
 
-from nestling.optim.sharded import whole
+from nestling.core.spread import Split, local
+from nestling.core.state import Tree, flatten, unflatten
+from nestling.models.split import split_of_state
+from nestling.optim.sharded import part_like
 from nestling.train.config import ParallelConfig
 from nestling.train.ranks import Ranks
+from nestling.train.tensor import across, check_across, same_everywhere, split_model
 
 ENTRIES = ("loss", "calibrate")  # methods of a model that count as its forward pass
 
 
 def mesh_of(ranks: Ranks, config: ParallelConfig, device: torch.device) -> DeviceMesh:
-    """All ranks in one dimension, or copies times shards for hybrid sharding."""
-    shard = config.shard or ranks.size
-    if ranks.size % shard:
+    """Copies, for hybrid sharding, times shards times parts of split matrices; a dimension of one rank is left out."""
+    groups = ranks.size // ranks.tensor
+    shard = config.shard or groups
+    if groups % shard:
+        of = f" groups of {ranks.tensor}" if ranks.tensor > 1 else ""
         raise ValueError(
-            f"parallel.shard={shard} does not divide the {ranks.size} ranks; use a divisor, or 0 for all of them"
+            f"parallel.shard={shard} does not divide the {groups}{of} ranks; use a divisor, or 0 for all of them"
         )
-    if shard == ranks.size:
-        return init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (ranks.size // shard, shard), mesh_dim_names=("copy", "shard"))
+    sizes = {"copy": groups // shard, "shard": shard, "tensor": ranks.tensor}
+    sizes = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 class Sharded:
@@ -48,8 +58,13 @@ class Sharded:
         self.model = model
         self.scalars = [p for p in model.parameters() if p.dim() == 0]
         alone = set(self.scalars)
+        names = mesh.mesh_dim_names or ()
+        self.tensor = mesh["tensor"] if "tensor" in names else None
+        self.splits: dict[str, Split] = {} if self.tensor is None else split_model(model, self.tensor)
+        check_across(model, mesh["shard"].size())
+        data = mesh if self.tensor is None else mesh[tuple(name for name in names if name != "tensor")]
         for module in [*model.blocks, model]:  # type: ignore[misc]
-            fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=alone)
+            fully_shard(module, mesh=data, reshard_after_forward=False, ignored_params=alone, shard_placement_fn=across)
         # Weights are gathered throughout a step, so nothing hangs on the hook that this warning is about.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
         self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]
@@ -61,13 +76,14 @@ class Sharded:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """While inside, the parameters of the model are whole, plain tensors."""
+        """While inside, the parameters of the model are whole, plain tensors; split ones lie over their group."""
         pending = [unit.unshard(async_op=True) for unit in self.units]
         for handle in pending:
             if handle is not None:
                 handle.wait()
         try:
-            yield
+            with nullcontext() if self.tensor is None else loss_parallel():
+                yield
         finally:
             for unit in self.units:
                 unit.reshard()
@@ -87,10 +103,43 @@ class Sharded:
             if p.grad is not None:  # FSDP2 does not see it
                 dist.all_reduce(p.grad)
                 p.grad.div_(dist.get_world_size())
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        kinds = [[p for p in trained if isinstance(p, DTensor) == spread] for spread in (True, False)]
-        norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind]
-        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
-        for kind in kinds:
+        if self.tensor is not None:
+            unsplit = [p.grad for name, p in self.model.named_parameters() if name not in self.splits]
+            same_everywhere([local(g) for g in unsplit if g is not None], self.tensor.get_group())
+        kinds: dict[DeviceMesh | None, list[nn.Parameter]] = {}  # by the ranks over which a gradient lies
+        for p in self.model.parameters():
+            if p.grad is not None:
+                kinds.setdefault(p.grad.device_mesh if isinstance(p.grad, DTensor) else None, []).append(p)
+        square = torch.zeros((), device=next(self.model.parameters()).device)
+        for kind in kinds.values():
+            grads = [p.grad for p in kind if p.grad is not None]
+            mine = nn.utils.get_total_norm([local(g) for g in grads])
+            square = square + mine.square() * (pieces_of(grads[0]) / dist.get_world_size())  # the others hold copies
+        dist.all_reduce(square)
+        norm = square.sqrt()
+        for kind in kinds.values():
             nn.utils.clip_grads_with_norm_(kind, longest, norm)
         return float(norm)
+
+    def part(self, name: str, made: Tensor, like: Tensor) -> Tensor:
+        """This rank's part of `made`, a whole tensor as parameter `name` is one, spread as `like` is."""
+        if self.tensor is not None and name in self.splits and made.shape == like.shape:
+            made = self.splits[name].sorted(made, self.tensor.size())
+        return part_like(made, like)
+
+    def state_part(self, tree: Tree) -> Tree:
+        """This rank's part of a state of its rows."""
+        if self.tensor is None:
+            return tree
+        named, skeleton = flatten(tree)
+        part, parts = self.tensor.get_local_rank(), self.tensor.size()
+        cut = {name: split.cut(named[name], part, parts) for name, split in split_of_state(named, self.splits).items()}
+        return unflatten(named | cut, skeleton)
+
+
+def pieces_of(x: Tensor) -> int:
+    """The number of ranks that have different parts of x."""
+    if not isinstance(x, DTensor):
+        return 1
+    cut = [axis for axis, placement in enumerate(x.placements) if placement.is_shard()]
+    return math.prod(x.device_mesh.size(axis) for axis in cut)

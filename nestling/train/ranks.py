@@ -27,11 +27,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run. `sequence` neighbours share the same rows, a stretch of tokens each."""
+    """This process among those of the run.
+
+    `tensor` neighbours, of successive numbers, share the same rows and split the matrices of the model; `sequence` such
+    groups share the same rows, a stretch of tokens each.
+    """
 
     rank: int = 0
     size: int = 1
     sequence: int = 1
+    tensor: int = 1
 
     @property
     def first(self) -> bool:
@@ -41,26 +46,42 @@ class Ranks:
     @property
     def column(self) -> int:
         """Which stretch of its rows this rank reads."""
-        return self.rank % self.sequence
+        return self.rank // self.tensor % self.sequence
+
+    @property
+    def part(self) -> int:
+        """Which part of every split matrix this rank has."""
+        return self.rank % self.tensor
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank speaks for its rows, of those that share them."""
+        return self.column == 0 and self.part == 0
 
     @property
     def after(self) -> int:
         """The rank that reads the stretch behind, or after the last one the first."""
-        return self.rank - self.column + (self.column + 1) % self.sequence
+        return self._at((self.column + 1) % self.sequence)
 
     @property
     def before(self) -> int:
         """The rank that reads the stretch before."""
-        return self.rank - self.column + (self.column - 1) % self.sequence
+        return self._at((self.column - 1) % self.sequence)
+
+    def _at(self, column: int) -> int:
+        """The rank that reads another stretch of the same rows, with the same part of the matrices."""
+        return self.rank + (column - self.column) * self.tensor
 
     def rows(self, count: int) -> range:
         """The rows of this rank, of `count` in all."""
-        group, groups = self.rank // self.sequence, self.size // self.sequence
+        share = self.sequence * self.tensor
+        group, groups = self.rank // share, self.size // share
         return range(group * count // groups, (group + 1) * count // groups)
 
     def share(self, count: int) -> range:
-        """The part of this rank, of `count` things that ranks divide among them all."""
-        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        """The part of this rank, of `count` things that all ranks divide; tensor neighbours do the same ones."""
+        group, groups = self.rank // self.tensor, self.size // self.tensor
+        return range(group * count // groups, (group + 1) * count // groups)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """The sum over ranks of each number, in float64."""
@@ -115,16 +136,17 @@ def watched(ranks: Ranks, remedy: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def joined(sequence: int = 1) -> Ranks:
+def joined(sequence: int = 1, tensor: int = 1) -> Ranks:
     """The ranks of the process group that is there; without one, this process alone.
 
-    Raises ValueError unless `sequence` divides their number.
+    Raises ValueError unless `sequence` times `tensor` divides their number.
     """
     there = dist.is_available() and dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-    if size % sequence:
-        raise ValueError(f"parallel.sequence={sequence} does not divide the {size} ranks; use a divisor")
-    return Ranks(rank, size, sequence)
+    if size % (sequence * tensor):
+        asked = [f"parallel.{name}={n}" for name, n in (("sequence", sequence), ("tensor", tensor)) if n > 1]
+        raise ValueError(f"{' times '.join(asked)} does not divide the {size} ranks; use a divisor")
+    return Ranks(rank, size, sequence, tensor)
 
 
 @contextmanager
@@ -139,7 +161,7 @@ def ranks_of(config: ParallelConfig) -> Iterator[Ranks]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         meet(backend, timedelta(seconds=config.timeout))
-    ranks = joined(config.sequence)
+    ranks = joined(config.sequence, config.tensor)
     if config.ranks not in (0, ranks.size):
         raise ValueError(
             f"parallel.ranks={config.ranks}, but {ranks.size} processes are running; "

@@ -33,7 +33,7 @@ from nestling.train.config import DataConfig, RunConfig
 from nestling.train.config_file import from_dict
 from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
 from nestling.train.random_state import seed_all
-from nestling.train.ranks import joined, ranks_of
+from nestling.train.ranks import Ranks, joined, ranks_of
 from nestling.train.run_folder import any_weights
 
 
@@ -57,7 +57,7 @@ def prepare(config: RunConfig, *, data: str | Path | None = None) -> Prepared:
     training, held_out = load_data(config.data, tokenizer, data, seed=config.train.seed)
     seed_all(config.train.seed)
     model = build(config.model.name, config.model.preset, vocab_size=tokenizer.vocab_size, **config.model.overrides())
-    rows, ranks = config.train.rows, joined(config.parallel.sequence)
+    rows, ranks = config.train.rows, joined(config.parallel.sequence, config.parallel.tensor)
     config.rows_per_part(ranks.size)
     stream = TokenStream(training, rows=rows, length=config.train.length, seed=config.train.seed, only=ranks.rows(rows))
     return Prepared(tokenizer=tokenizer, training=training, held_out=held_out, model=model, stream=stream)
@@ -120,7 +120,7 @@ def run(
             ready.stream,
             config,
             folder,
-            evaluate=evaluate or held_out_loss(windows, rows=config.train.rows // ranks.size),
+            evaluate=evaluate or held_out_loss(windows, rows=max(1, config.train.rows // ranks.size), ranks=ranks),
             resume=resume,
             checkpoint=checkpoint,
             trust=trust,
@@ -169,7 +169,7 @@ def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel
     return model, tokenizer
 
 
-def held_out_loss(windows: Tensor, *, rows: int) -> Callable[[nn.Module], dict[str, float]]:
+def held_out_loss(windows: Tensor, *, rows: int, ranks: Ranks) -> Callable[[nn.Module], dict[str, float]]:
     """A score: mean loss in nats per token over windows (n, T+1), each read from a fresh state with writes on.
 
     Every rank reads its share of the windows, `rows` at once.
@@ -177,11 +177,11 @@ def held_out_loss(windows: Tensor, *, rows: int) -> Callable[[nn.Module], dict[s
 
     @torch.no_grad()
     def score(model: nn.Module) -> dict[str, float]:
-        device, ranks = next(model.parameters()).device, joined()
+        device = next(model.parameters()).device
         total, mine = 0.0, windows[list(ranks.share(len(windows)))]
         for part in mine.to(device).split(rows) if len(mine) else ():
             loss, _ = model.loss(part[:, :-1], part[:, 1:])  # type: ignore[operator]
             total += float(loss) * len(part)
-        return {"loss": ranks.sums([total])[0] / len(windows)}
+        return {"loss": ranks.sums([total * (ranks.part == 0)])[0] / len(windows)}
 
     return score

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
@@ -26,11 +27,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from nestling.core.state import Tree, flatten, select_rows, stack_rows, unflatten
+from nestling.models.split import split_of_state
 from nestling.models.state import State
 from nestling.train.checkpoint import DamagedCheckpoint, Parts, load_weights, retire
 from nestling.train.config import RunConfig
 from nestling.train.files import sync_folder, write_file
 from nestling.train.optimizer import with_tuples
+from nestling.train.pieces import LoadPieces, Part, SavePieces
 from nestling.train.random_state import random_state
 from nestling.train.ranks import Ranks
 from nestling.train.trainer import Trainer
@@ -58,8 +61,11 @@ class ShardedCheckpoints:
         shared, skeleton = flatten(_shared(trainer))
         holds = trainer.state if trainer.ranks.column == 0 else None
         state, of_state = flatten(None if holds is None else holds.tree)
+        split = _split_state(trainer, state)
+        if trainer.ranks.part:  # what is not split, the first of the group holds
+            state = {name: x for name, x in state.items() if name in split}
         random, of_random = flatten(random_state())
-        rows = [first, first if trainer.ranks.column else stop]  # what neighbours share, the first of them holds
+        rows = [first, stop if trainer.ranks.speaks else first]  # what neighbours share, the first of them holds
         own = {"rows": rows, "state": of_state, "random": of_random}
         trees = {
             "shared": skeleton,
@@ -70,8 +76,9 @@ class ShardedCheckpoints:
         named = {f"shared.{name}": x for name, x in shared.items()}
         named |= {f"rows.{first}.{name}": x for name, x in state.items()}
         named |= {f"random.{self.ranks.rank}.{name}": x for name, x in random.items()}
-        writer = dcp.FileSystemWriter(self._writing(step))
-        begun = dcp.async_save(named, storage_writer=writer, process_group=self.group)
+        parts = _parts_of_shared(trainer, shared) | {f"rows.{first}.{name}": part for name, part in split.items()}
+        writer, planner = dcp.FileSystemWriter(self._writing(step)), SavePieces(parts)
+        begun = dcp.async_save(named, storage_writer=writer, planner=planner, process_group=self.group)
         assert isinstance(begun, Future)
         self.pending = begun, step, trees
 
@@ -140,16 +147,22 @@ def load_sharded(path: Path, trainer: Trainer) -> None:
     """Go on where the ranks that wrote a checkpoint were, whatever their number. Every rank calls it."""
     trees = json.loads((path / "trees.json").read_bytes())
     mine = range(trainer.stream.only[0], trainer.stream.only[-1] + 1)
-    blocks = [rank for rank in trees["ranks"] if rank["rows"][0] < mine.stop and mine.start < rank["rows"][1]]
+    held_rows = [rank for rank in trees["ranks"] if rank["rows"][0] < rank["rows"][1]]
+    blocks = [rank for rank in held_rows if rank["rows"][0] < mine.stop and mine.start < rank["rows"][1]]
     rank = trainer.ranks.rank % len(trees["ranks"])
     sizes = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
 
     held, _ = flatten(_shared(trainer))
     wanted = {f"shared.{name}": x for name, x in held.items()}
-    begins = [f"rows.{block['rows'][0]}." for block in blocks] + [f"random.{rank}."]
-    wanted |= {name: _room(about) for name, about in sizes.items() if name.startswith(tuple(begins))}
     _refuse_others(path, wanted, sizes)
-    dcp.load(wanted, storage_reader=dcp.FileSystemReader(path), no_dist=trainer.ranks.size == 1)
+    parts = _parts_of_shared(trainer, held)
+    for begins in [f"rows.{block['rows'][0]}." for block in blocks]:
+        names = [name.removeprefix(begins) for name in sizes if name.startswith(begins)]
+        parts |= {f"{begins}{name}": part for name, part in _split_state(trainer, names).items()}
+        wanted |= {n: _room(about, parts.get(n)) for n, about in sizes.items() if n.startswith(begins)}
+    wanted |= {name: _room(about) for name, about in sizes.items() if name.startswith(f"random.{rank}.")}
+    reader, planner = dcp.FileSystemReader(path), LoadPieces(parts)
+    dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=trainer.ranks.size == 1)
 
     shared = unflatten(_below("shared.", wanted), trees["shared"])
     load_weights(trainer.model, shared["model"])
@@ -184,9 +197,27 @@ def _rows(mine: range, blocks: list[dict[str, Any]], held: dict[str, Tensor], tr
     return State(trees[0] if len(trees) == 1 else stack_rows(trees, counts), trainer.model)
 
 
-def _room(about: Any) -> Tensor:
-    """An empty tensor for a saved one."""
-    return torch.empty(about.size, dtype=about.properties.dtype)
+def _room(about: Any, part: Part | None = None) -> Tensor:
+    """An empty tensor for a saved one, or for the part of it that is here."""
+    size = about.size if part is None else part.of(about.size)
+    return torch.empty(size, dtype=about.properties.dtype)
+
+
+def _parts_of_shared(trainer: Trainer, shared: dict[str, Tensor]) -> dict[str, Part]:
+    """The weights whose part here is not one piece, and what is kept for them."""
+    found: dict[str, Part] = {}
+    for name, split in trainer.layout.splits.items():
+        if split.blocks > 1:
+            names = [n for n in shared if n == f"model.{name}" or n.startswith(f"optimizer.state.{name}.")]
+            part = Part(split, trainer.ranks.part, trainer.ranks.tensor)
+            found |= {f"shared.{n}": part for n in names if shared[n].dim() > split.dim}  # a count of steps is whole
+    return found
+
+
+def _split_state(trainer: Trainer, names: Iterable[str]) -> dict[str, Part]:
+    """Of the tensors of a state those that are split."""
+    found = split_of_state(names, trainer.layout.splits)
+    return {name: Part(split, trainer.ranks.part, trainer.ranks.tensor) for name, split in found.items()}
 
 
 def _below(begins: str, named: dict[str, Tensor]) -> dict[str, Tensor]:

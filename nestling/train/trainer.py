@@ -10,7 +10,6 @@ from torch import nn
 
 from nestling.data import Batch, TokenStream
 from nestling.models.state import State
-from nestling.optim.sharded import part_like
 from nestling.train.alone import Alone, Layout
 from nestling.train.calibration import calibrate
 from nestling.train.checkpoint import Parts, load_weights
@@ -131,9 +130,9 @@ class Trainer:
         if self.state is None:
             return {"writes": [], "write_norms": {}}
         counts, norms = write_counts(before, self.state), write_norms(self.state)
-        speaks = self.ranks.column == 0  # for the whole of its rows
-        sums = self.ranks.sums([value * speaks for value in (*counts, *norms.values())])
-        means = [value * self.ranks.sequence / self.ranks.size for value in sums[len(counts) :]]
+        sums = self.ranks.sums([value * self.ranks.speaks for value in (*counts, *norms.values())])
+        share = self.ranks.sequence * self.ranks.tensor  # ranks of the same rows, one of which speaks
+        means = [value * share / self.ranks.size for value in sums[len(counts) :]]
         return {
             "writes": [int(count) for count in sums[: len(counts)]],
             "write_norms": dict(zip(norms, means, strict=True)),
@@ -158,13 +157,15 @@ class Trainer:
 
     def load(self, parts: Parts) -> None:
         """Go on where `parts` was taken, by one process; of its rows this rank takes its own."""
-        now = self.model.state_dict()
-        whole = {name: part_like(w, now[name]) if name in now else w for name, w in parts["model"].items()}
-        load_weights(self.model, whole)
-        load_optimizer_tree(self.optimizer, parts["optimizer"])
+        now, part = self.model.state_dict(), self.layout.part
+        mine = {name: part(name, w, now[name]) if name in now else w for name, w in parts["model"].items()}
+        load_weights(self.model, mine)
+        named = {p: name for name, p in self.model.named_parameters()}
+        load_optimizer_tree(self.optimizer, parts["optimizer"], lambda made, p: part(named[p], made, p))
         state = None if parts["state"] is None else State(parts["state"], self.model)
         if state is not None and self.ranks.size > 1:
             state = state.select(list(self.ranks.rows(state.rows)))
+            state = State(self.layout.state_part(state.tree), self.model)
         self.go_on(state, parts["random"], parts["progress"])
 
     def go_on(self, state: State | None, random: dict[str, Any], progress: dict[str, Any]) -> None:

@@ -54,3 +54,23 @@ def test_more_gpus_need_less_each_and_less_time() -> None:
     assert one.days > 4 * eight.days > 0 and eight.dollars(2.0) == pytest.approx(eight.days * 24 * 8 * 2)
     split = replace(config, parallel=replace(config.parallel, accumulate=4))
     assert plan(split, model, 1, GPUS["h100"]).memory["working"] < one.memory["working"]
+
+
+def test_tensor_parallelism_divides_what_is_split() -> None:
+    """Of Hope-Attention all matrices and fast weights; of Hope the token memories stay whole on every rank."""
+    train = replace(CONFIG.train, rows=32, length=4096, stream_length=1 << 16)
+    for name, halves in (("hope-attention", True), ("hope", False)):
+        model = config_of(name, "760m", hidden=4092)
+        plans = {}
+        for tensor in (1, 2):
+            config = replace(CONFIG, train=train, parallel=replace(CONFIG.parallel, tensor=tensor))
+            plans[tensor] = plan(config, model, 8, GPUS["h100"])
+        one, two = plans[1], plans[2]
+        in_step = one.memory["weights"] - one.memory["gradients"], two.memory["weights"] - two.memory["gradients"]
+        assert in_step[0] == 4 * one.parameters
+        assert (in_step[1] == pytest.approx(in_step[0] / 2, rel=1e-3)) == halves and in_step[1] < in_step[0]
+        assert two.memory["fast weights"] == pytest.approx(one.memory["fast weights"], rel=0.01) or not halves
+        assert two.memory["optimizer"] == pytest.approx(one.memory["optimizer"], rel=0.01) or not halves
+        assert two.tokens == one.tokens and two.seconds > one.seconds  # half the work on twice the rows, and sums
+    with pytest.raises(ValueError, match="hidden=4096 does not divide into 3 levels times 2 ranks; .* example 4098"):
+        plan(config, config_of("hope", "760m"), 8, GPUS["h100"])

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from nestling.bench.plan import trainer_of
+from nestling.core.spread import whole
 from nestling.models import config_of
-from nestling.optim.sharded import whole
 from nestling.train import RunConfig, TrainConfig
 from nestling.train.ranks import joined
 from nestling.train.trainer import Trainer

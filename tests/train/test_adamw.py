@@ -28,6 +28,14 @@ def test_rate_rises_and_ends_where_the_config_says():
     assert learning_rate(5, 5, OptimConfig(lr=1.0, warmup_steps=5)) == 1.0
 
 
+def test_muon_orthogonalises_in_the_dtype_that_is_asked_for():
+    for asked, expected in (("", None), ("bfloat16", "bfloat16")):
+        made = make_optimizer(
+            nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), OptimConfig(matrices="muon", ns_dtype=asked)
+        )
+        assert made.optimizers["hidden matrices"].param_groups[0]["ns_dtype"] == expected
+
+
 def test_state_as_a_tree_continues_bit_for_bit():
     def steps(model, optimizer, count):
         for i in range(count):

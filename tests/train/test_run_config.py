@@ -140,6 +140,7 @@ def test_every_field_has_a_line_of_meaning():
         ("optim", {"matrices_lr": -1}, "optim.matrices_lr=-1.0 is negative; use 0"),
         ("optim", {"matrices_lr": 1}, "optim.matrices_lr=1.0 with optim.matrices=adamw; set optim.lr"),
         ("optim", {"erase": -1}, "optim.erase=-1.0 is negative; use 0 to forget nothing"),
+        ("parallel", {"tensor": 0}, "parallel.tensor=0 is below 1"),
         ("optim", {"ns_dtype": "half"}, "optim.ns_dtype='half' is unknown"),
     ],
 )

@@ -42,6 +42,15 @@ def test_who_reads_what() -> None:
     assert [list(r.rows(4)) for r in ranks] == 3 * [[0, 1]] + 3 * [[2, 3]]
 
 
+def test_who_reads_what_where_groups_split_matrices() -> None:
+    ranks = [Ranks(rank, 8, sequence=2, tensor=2) for rank in range(8)]
+    assert [r.part for r in ranks] == 4 * [0, 1] and [r.column for r in ranks] == 2 * [0, 0, 1, 1]
+    assert [r.after for r in ranks] == [2, 3, 0, 1, 6, 7, 4, 5] == [r.before for r in ranks]
+    assert [list(r.rows(4)) for r in ranks] == 4 * [[0, 1]] + 4 * [[2, 3]]
+    assert [list(r.share(8)) for r in ranks] == [pair for i in range(4) for pair in 2 * [[2 * i, 2 * i + 1]]]
+    assert [r.speaks for r in ranks] == 2 * [True, False, False, False]
+
+
 def test_models_whose_gradient_would_cross_the_border_are_refused() -> None:
     config = config_of("hope", periods=(16.0, 32.0))
     check_sequence(config, 96, 3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...core.spread import whole, whole_norm
 from .level import ContinuumLevel
 from .linear import Reading
 
@@ -34,8 +35,9 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         squares, sizes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for (level, m, trace), grad in zip(uses, grads, strict=True):
             keys = trace.x.to(m.weight.dtype)
-            squares += (trace.gradient(grad, keys).norm() / tokens).square().mean().cpu()
-            sizes += m.weight.square().sum().cpu()
+            norms = whole_norm(trace.gradient(grad, keys).norm(), m.weight)
+            squares += (norms / tokens).square().mean().cpu()
+            sizes += whole(m.weight.square().sum()).cpu()
             flat = keys.flatten(0, 1)
             m.remember(flat.T @ flat / len(flat), kappa=level.rule.kappa, keep=keep)
         unit = (sizes / squares.clamp_min(1e-30)).sqrt()

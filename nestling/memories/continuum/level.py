@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.level import Level
+from ...core.spread import whole, whole_norm
 from ...core.state import replace, state_class, where_rows
 from .linear import FastLinear
 from .matrix import FastMatrix
-from .rules import InnerRule, Moments
+from .rules import InnerRule, Moments, MuonLike
 
 
 @state_class
@@ -132,8 +133,9 @@ class ContinuumLevel(nn.Module):
                 steps[name] = FastMatrix(dense=step)
             share = torch.ones_like(share)
         steps = {name: self._metric(step, maps[name], s.seen.get(name)) for name, step in steps.items()}
-        norms = torch.stack([step.norm() for step in steps.values()]) * share  # (maps, B)
-        sizes = torch.stack([torch.linalg.vector_norm(m.weight) for m in maps.values()])[:, None]
+        weights = [m.weight for m in maps.values()]  # of one level, split alike
+        norms = whole_norm(torch.stack([step.norm() for step in steps.values()]), weights[0]) * share  # (maps, B)
+        sizes = torch.stack([whole(torch.linalg.vector_norm(weight)) for weight in weights])[:, None]
         scales = self._scales(norms, sizes)
         delta = dict(s.delta)
         for name, scale in zip(steps, -scales * share, strict=True):
@@ -183,6 +185,27 @@ class ContinuumLevel(nn.Module):
         """Back to the initial state in the rows (B,) that are True; the count of writes goes on."""
         fresh = self.initial_state(len(rows), rows.device)
         return where_rows(rows, replace(fresh, writes=state.writes, norm=state.norm), state)
+
+    def check_split(self) -> None:
+        """Raise ValueError if the rule reads more of a map than a part of its hidden units.
+
+        The gradient of a unit's weights needs nothing of other units once the outputs are summed, and lengths are
+        summed over the parts. What multiplies the hidden side by a matrix, or takes the map as one, needs them all.
+        """
+        rule = self.rule
+        joins = {
+            "inner_kappa": rule.kappa > 0,
+            "inner_erase": rule.erase > 0,
+            "inner_online": rule.online,
+            "inner_learned": rule.learned,
+            'inner_rule="muon"': isinstance(rule.direction, MuonLike),
+        }
+        if self.writable and any(joins.values()):
+            named = ", ".join(name for name, there in joins.items() if there)
+            raise ValueError(
+                f"{self.name} writes with {named}, which joins hidden units of all ranks; "
+                'use inner_kappa=0, and no erase, online, learned or "muon" rule'
+            )
 
     def levels(self) -> list[Level]:
         """The box of this level."""

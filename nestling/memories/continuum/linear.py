@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...core.spread import by_parts, is_spread, local
 from .matrix import FastMatrix
 
 _MERGE_FROM = 16  # tokens from which W + D is formed once instead of applying W and D one after the other
@@ -164,9 +165,13 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor, bend: Bend | None = None) -> Tensor:
         """x (B, ..., I) -> (B, ..., O). `bend`: what the reading says, where that was asked `ahead`; None = ask now."""
+        split = bend is None and is_spread(x)  # maps of compiled blocks are whole
+        return by_parts(self._map, x, self.weight) if split else self._map(x, bend)
+
+    def _map(self, x: Tensor, bend: Bend | None = None) -> Tensor:
         now = _ACTIVE.get() if bend is None else None
         if now is None and (bend is None or bend.weight is None):
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.weight if bend is not None else local(self.weight), self.bias)
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         if now is None:
             z = bend.read(rows)  # type: ignore[union-attr]
@@ -192,15 +197,15 @@ class FastLinear(nn.Linear):
 
     def _read(self, x: Tensor, delta: FastMatrix | None, tape: dict[nn.Module, list[Trace]] | None) -> Tensor:
         """(W + D) x for x (B, T, I), without the bias."""
-        tokens = x.shape[1]
+        tokens, slow = x.shape[1], local(self.weight)
         as_matrix = tape is not None and self.teaches_as_matrix(tokens)
         if as_matrix or (delta is not None and delta.left is None and tokens >= _MERGE_FROM):
-            weight = self.weight.expand(len(x), -1, -1) if delta is None else self.weight + delta.to_dense()
+            weight = slow.expand(len(x), -1, -1) if delta is None else slow + delta.to_dense()
             if as_matrix:
                 wanted = weight = _differentiable(weight)
             z = _multiply(x, weight)
         else:
-            z = F.linear(x, self.weight) if delta is None else F.linear(x, self.weight) + delta.apply(x)
+            z = F.linear(x, slow) if delta is None else F.linear(x, slow) + delta.apply(x)
         if tape is not None:
             if not as_matrix:
                 wanted = z = _differentiable(z)
@@ -209,7 +214,8 @@ class FastLinear(nn.Linear):
 
     def teaches_as_matrix(self, tokens: int) -> bool:
         """Whether the gradient of so many tokens is smaller as a matrix than as outer products."""
-        return 2 * tokens * sum(self.weight.shape) >= self.weight.numel()
+        here = local(self.weight).shape
+        return 2 * tokens * sum(here) >= here.numel()
 
     def bend(self, now: Reading, rows: int, tokens: int) -> Bend:
         """What the reading makes of this map for a piece of `tokens` tokens in each of `rows` rows."""

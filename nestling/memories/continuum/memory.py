@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.level import Level
+from ...core.spread import Split
 from .learn import FastState, continuum_levels, current
 from .level import ContinuumLevel
 from .linear import Bend, FastLinear, ahead, reading
@@ -103,6 +104,23 @@ class ContinuumStack(nn.Module, ABC):
             return self.join(x), None
         with reading(current(continuum_levels(self), state)):
             return self.join(x), state
+
+    def splits(self, parts: int) -> dict[str, Split]:
+        """Every part has its share of each level's hidden units, and what these have written.
+
+        Raises ValueError if they do not divide, or if the rule of a level joins them.
+        """
+        widths: list[int] = [level.body.down.in_features for level in self.stack]  # type: ignore[union-attr, misc]
+        if any(width % parts for width in widths):
+            unit = len(widths) * parts
+            raise ValueError(
+                f"hidden={sum(widths)} does not divide into {len(widths)} levels times {parts} ranks; "
+                f"use a multiple of {unit}, for example {max(1, round(sum(widths) / unit)) * unit}"
+            )
+        for level in self.stack:
+            level.check_split()  # type: ignore[operator]
+        down, up = Split(1), Split(0, blocks=2)  # gate and up lie side by side
+        return {f"stack.{i}.body.{name}": s for i in range(len(widths)) for name, s in (("up", up), ("down", down))}
 
     def levels(self) -> list[Level]:
         """One box per level, fast to slow."""
