@@ -18,6 +18,8 @@ COLOURS = {  # of the methods, in every figure
     "Hope-2": "#4a90c8",
     "Hope-3": "#1a4f7a",
     "one period": "#5e4fa2",
+    "one period (2)": "#9e8fd0",
+    "one period (3)": "#5e4fa2",
     "frozen": "#8a8a8a",
     "sequential": "#c05621",
     "LoRA": "#d69e2e",

@@ -6,6 +6,7 @@ An example is (ids, start): a text (n,), whose tokens from `start` on are to be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,33 @@ from .replay import Reservoir
 
 MODELS = Path(__file__).parents[2] / "tests" / "hf" / "data"
 IGNORED = -1
-LEVELS = (1, 4, 16)  # periods of Hope-1, -2, -3, in batches
-RULE = InnerRule(online=True)
 
 Text = tuple[Tensor, int]
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What a row of CMS writes, how often, and how.
+
+    Attributes:
+        periods: of the levels, in batches, fast to slow. shares: of the rate, one per level; None = all of it.
+        rule: of every level; its rate is not used.
+        parts: ends of the names of what is a level; None = the MLPs.
+    """
+
+    periods: tuple[int, ...]
+    shares: tuple[float, ...] | None = None
+    rule: InnerRule = InnerRule(online=True)
+    parts: tuple[str, ...] | None = None
+
+
+WRITES = {  # a write is the mean over its period, so that at one rate a slow level moves less per example
+    "Hope-1": Writes((1,)),
+    "Hope-2": Writes((1, 4)),
+    "Hope-3": Writes((1, 4, 16)),
+    "one period (2)": Writes((1, 1), (1, 1 / 4)),
+    "one period (3)": Writes((1, 1, 1), (1, 1 / 4, 1 / 16)),
+}
 
 
 def pretrained() -> PreTrainedModel:
@@ -82,16 +106,28 @@ class LanguageTask:
         return total, count
 
 
+def with_levels(model: PreTrainedModel, writes: Writes, rate: float, batch: int) -> None:
+    """Put levels into a model, in place, the slow ones into the early layers."""
+    shares = (1.0,) * len(writes.periods) if writes.shares is None else writes.shares
+    convert_to_cms(
+        model,
+        [batch * period for period in writes.periods],
+        rates=[rate * share for share in shares],
+        rule=writes.rule,
+        target_modules=writes.parts,
+        old_text=own_texts(),
+    )
+    as_one_stream(model)
+
+
 def make(
     name: str, value: float, rate: float, *, batch: int, buffer: int, fisher: int, seed: int
 ) -> tuple[LanguageTask, Method]:
     """The bundled model and what teaches it, by the name in a table. `rate` is Adam's where `value` is no rate."""
     torch.manual_seed(seed)
     model = pretrained()
-    if name.startswith("Hope"):
-        periods = [batch * n for n in LEVELS[: int(name[-1])]]
-        convert_to_cms(model, periods, rates=value, rule=RULE, old_text=own_texts())
-        as_one_stream(model)
+    if name in WRITES:
+        with_levels(model, WRITES[name], value, batch)
         task = LanguageTask(model)
         return task, CmsWrites(model, task.loss, batch=batch)
     if name == "LoRA":
