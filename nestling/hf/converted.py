@@ -119,6 +119,14 @@ class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
             if self.config.calibrated and level.writable:
                 for m in level.maps.values():
                     m.keep_old_keys()
+        self._rename_tied()
+
+    def _rename_tied(self) -> None:
+        """A map that is a level and shares its weight, as an output map may with the embedding, has a new name."""
+        shared = {f"{path}.weight": f"{path}.body.weight" for path in self.config.modules}
+        for names in ("_tied_weights_keys", "all_tied_weights_keys"):
+            tied = getattr(self.pretrained, names, None) or {}
+            setattr(self.pretrained, names, {shared.get(k, k): shared.get(v, v) for k, v in tied.items()})
 
     def levels(self) -> Levels:
         """The boxes of this model, fast to slow."""

@@ -5,6 +5,7 @@ An example is (ids, start): a text (n,), whose tokens from `start` on are to be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from nestling.hf import convert_to_cms
 from nestling.hf.llama2c import Llama2cTokenizer, read_model, read_tokenizer
 from nestling.hf.own_text import own_text
-from nestling.memories.continuum import InnerRule
+from nestling.memories.continuum import AdamLike, InnerRule
 
 from .cms import CmsWrites, as_one_stream
 from .ewc import ElasticWeights
@@ -49,13 +50,22 @@ class Writes:
     parts: tuple[str, ...] | None = None
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EVERY = (*ATTENTION, "mlp", "lm_head")
+ADAM = InnerRule(direction=AdamLike(), relative=False, bound=math.inf, kappa=3.0)
+
 WRITES = {  # a write is the mean over its period, so that at one rate a slow level moves less per example
     "Hope-1": Writes((1,)),
     "Hope-2": Writes((1, 4)),
     "Hope-3": Writes((1, 4, 16)),
     "one period (2)": Writes((1, 1), (1, 1 / 4)),
     "one period (3)": Writes((1, 1, 1), (1, 1 / 4, 1 / 16)),
+    "old text": Writes((1,), rule=InnerRule()),
+    "attention too": Writes((1,), rule=InnerRule(), parts=(*ATTENTION, "mlp")),
+    "CMS-1": Writes((1,), rule=ADAM, parts=EVERY),
+    "CMS-3": Writes((1, 4, 16), (1, 2, 4), ADAM, EVERY),  # a step of Adam is as long after 16 batches as after one
 }
+TRAINED = {"MLPs": ("mlp",), "every map": EVERY}  # what is fine-tuned, as in "sequential", of the model's linear maps
 
 
 def pretrained() -> PreTrainedModel:
@@ -120,6 +130,16 @@ def with_levels(model: PreTrainedModel, writes: Writes, rate: float, batch: int)
     as_one_stream(model)
 
 
+def train_only(model: PreTrainedModel, parts: Sequence[str]) -> None:
+    """Leave the linear maps in these parts to be trained; an output map gets weights of its own, as a level has."""
+    if "lm_head" in parts:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.requires_grad_(False)
+    for path, m in model.named_modules():
+        if isinstance(m, nn.Linear) and set(parts) & set(path.split(".")):
+            m.requires_grad_(True)
+
+
 def make(
     name: str, value: float, rate: float, *, batch: int, buffer: int, fisher: int, seed: int
 ) -> tuple[LanguageTask, Method]:
@@ -132,6 +152,8 @@ def make(
         return task, CmsWrites(model, task.loss, batch=batch)
     if name == "LoRA":
         with_lora(model)
+    if name in TRAINED:
+        train_only(model, TRAINED[name])
     task = LanguageTask(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": rate if name == "EWC" else value, "batch": batch}
