@@ -67,7 +67,7 @@ METHODS: dict[str, tuple[float, ...]] = {
     "ICL": (0.0,),
 }
 LEVELS = tuple(name for name in METHODS if name.startswith(("Hope", "CMS")) or name in ("old text", "attention too"))
-ALONE = ("Hope-3", "CMS-1", "CMS-3", "sequential", "LoRA")  # what is also asked of each language by itself
+ALONE = ("CMS-1", "sequential")  # what is also asked of each language by itself
 
 
 def encode(text: str) -> Tensor:
@@ -148,13 +148,14 @@ def chrf(found: Sequence[str], part: Pairs) -> tuple[float, str]:
 def ends(task: LanguageTask, method: Method, parts: Sequence[Pairs]) -> Cell:
     """What is said of a model that has learned all it will: bits, bits without the source, chrF."""
     with method.reading():
-        scores = [chrf(translations(task, part), part) for part in parts]
+        made = [translations(task, part) for part in parts]
+        scores = [chrf(lines, part) for lines, part in zip(made, parts, strict=True)]
         return {
             "bits": [bits(task, part) for part in parts],
             "no source": [bits(task, part, other_sources=True) for part in parts],
             "chrF": [score for score, _ in scores],
             "signature": scores[0][1],
-            "samples": [translations(task, part)[:2] for part in parts[:1]],
+            "samples": [made[0][:2]],
         }
 
 

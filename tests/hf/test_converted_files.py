@@ -12,9 +12,9 @@ need("transformers")
 
 import transformers  # noqa: E402
 
-from nestling.hf import ConvertedForCausalLM  # noqa: E402
+from nestling.hf import ConvertedForCausalLM, convert_to_cms  # noqa: E402
 from nestling.memories.continuum import InnerRule  # noqa: E402
-from tests.hf.small import cache_of, converted, plain, text  # noqa: E402
+from tests.hf.small import GROUPED, SHAPE, cache_of, converted, plain, text  # noqa: E402
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPT2", "Gemma2"])
@@ -33,6 +33,25 @@ def test_files_bring_the_same_bits_back(family, tmp_path):
         assert torch.equal(loaded(tokens, learn=True).logits, model(tokens, learn=True).logits)
         assert loaded.reader.fingerprint() == model.reader.fingerprint()
         assert list(loaded.levels()) == list(model.levels())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_attention_and_output_maps_can_be_levels(tied, tmp_path):
+    shape = SHAPE | GROUPED | dict(tie_word_embeddings=tied)
+    model, tokens = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval(), text(2, 21)
+    before = model(tokens).logits
+    parts = ["q_proj", "k_proj", "v_proj", "o_proj", "mlp", "lm_head"]
+    made = convert_to_cms(model, (8, 16), rates=0.5, target_modules=parts, calibrate=False)
+    learned = made(tokens, learn=True)
+    assert len(made.config.modules) == 2 * 5 + 1 and torch.equal(made(tokens).logits, before)
+    torch.testing.assert_close(learned.logits[:, :8], before[:, :8], rtol=0, atol=2e-6)
+    assert not torch.allclose(learned.logits[:, 8:], before[:, 8:], atol=1e-4)
+    made.save_pretrained(tmp_path)
+    loaded = ConvertedForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(tokens, learn=True).logits, learned.logits)
+    output, embedding = loaded.pretrained.lm_head.body.weight, loaded.get_input_embeddings().weight
+    assert (output is embedding) is tied
 
 
 def test_the_plain_class_refuses_the_files(tmp_path):

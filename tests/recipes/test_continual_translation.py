@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestling.memories.continuum import continuum_levels
 from recipes import translation_tasks as tasks
 
 
@@ -105,7 +106,9 @@ def test_every_method_learns_and_is_read(small, monkeypatch) -> None:  # type: i
     monkeypatch.setattr(language, "pretrained", fresh)
     monkeypatch.setattr(language, "own_texts", lambda: torch.randint(30, (3, 12)))
     data = [(torch.arange(8) % 3 + 5, 1)] * 8
-    for name, value in (("Hope-2", 0.5), ("sequential", 0.01), ("LoRA", 0.01), ("EWC", 1.0), ("replay", 0.01)):
+    values = {"Hope-2": 0.5, "one period (2)": 0.5, "attention too": 0.5, "CMS-1": 0.02, "EWC": 1.0}
+    values |= dict.fromkeys(("sequential", "MLPs", "every map", "LoRA", "replay"), 0.01)
+    for name, value in values.items():
         if name == "LoRA" and importlib.util.find_spec("peft") is None:
             continue
         task, method = language.make(name, value, 0.01, batch=2, buffer=4, fisher=2, seed=0)
@@ -114,6 +117,34 @@ def test_every_method_learns_and_is_read(small, monkeypatch) -> None:  # type: i
         with method.reading():
             assert task.nats(data)[0] < before, name
         assert math.isfinite(before)
+
+
+def test_what_is_written_and_what_is_fine_tuned_are_the_same_maps(small, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    import recipes.continual_methods.language as language
+
+    monkeypatch.setattr(language, "own_texts", lambda: torch.randint(30, (3, 12)))
+    for tuned, written in (("MLPs", "Hope-1"), ("every map", "CMS-1")):
+        both = []
+        for change in (
+            lambda model, name=tuned: language.train_only(model, language.TRAINED[name]),
+            lambda model, name=written: language.with_levels(model, language.WRITES[name], 0.1, 2),
+        ):
+            model = type(small)(small.config)
+            change(model)
+            both.append(model)
+        trained = {n for n, p in both[0].named_parameters() if p.requires_grad}
+        maps = {f"{path}.{n}" for path, level in continuum_levels(both[1]).items() for n in level.maps}
+        names = {path.replace("body.", "").rstrip(".") + ".weight" for path in maps}
+        assert trained == names and len(trained) == {"MLPs": 6, "every map": 15}[tuned]
+
+
+def test_one_period_has_the_rates_per_example_of_its_levels() -> None:
+    pytest.importorskip("transformers", reason="runs with: pip install 'nestling[test]'")
+    import recipes.continual_methods.language as language
+
+    for name, levels in (("one period (2)", "Hope-2"), ("one period (3)", "Hope-3")):
+        control, periods = language.WRITES[name], language.WRITES[levels].periods
+        assert control.shares == tuple(1 / period for period in periods) and set(control.periods) == {1}
 
 
 def test_chrf_is_that_of_sacrebleu(folder: str) -> None:
