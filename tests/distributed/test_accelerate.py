@@ -22,7 +22,7 @@ SMALL += " --train.eval_every 0 --train.eval_windows 2 --model.depth 1"
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 def train(folder: Path, *launch: str) -> subprocess.CompletedProcess:
