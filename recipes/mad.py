@@ -33,7 +33,7 @@ from recipes.command import parser_of, run
 from recipes.fitting import fit
 from recipes.recall import BASELINES, against, best_rate, loss_on, make, shown, shown_difference, table
 
-DIM, STEPS, TOKENS, TESTED, TEST_SEED = 32, 500, 1024, 128, 30_000
+DIM, STEPS, TOKENS, TESTED, TEST_SEED = 32, 100, 1024, 128, 30_000
 MODELS = ("hope", *BASELINES)
 TASKS = (
     "in-context-recall",
