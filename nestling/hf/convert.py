@@ -15,6 +15,7 @@ from .own_text import LENGTH, own_text
 
 CONTEXT = 1024  # tokens of context where the model would allow for more: what a reading keeps in memory
 RATE, RULE = 0.08, InnerRule(decay=0.03)  # chosen on a novel: recipes/pretrained_reading.py
+PASSING = InnerRule(reset="document")  # of the levels inside another one
 
 
 def convert_to_cms(
@@ -24,7 +25,7 @@ def convert_to_cms(
     assign: str | Sequence[int] = "layers",
     rates: float | Sequence[float] | None = None,
     target_modules: str | Sequence[str] | None = None,
-    rule: InnerRule | None = None,
+    rule: InnerRule | Sequence[InnerRule] | None = None,
     context: int | None = None,
     old_text: Tensor | None = None,
     calibrate: bool = True,
@@ -39,12 +40,15 @@ def convert_to_cms(
         model: any decoder of transformers whose layers are attention and a dense MLP, parallel or not.
         periods: tokens between two writes, fast to slow; inf = never.
         assign: "layers" = contiguous groups of layers, the slow levels in the early layers; or for every MLP, first
-            layer first, the index of its period.
+            layer first, the index of its period; or "nested" = every MLP is all levels, one inside the other on the same
+            weights: what is in force is W + D_slow + D_fast, so that a fast level's initial state is the slow level's
+            weights.
         rates: one, or one per period, in units of the weights (see `InnerRule`). A write is the mean over its period,
             so at one rate a slow level moves less per token.
         target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
-        rule: everything else about a write; its rate is not used. None = each write also takes 3 % of the earlier ones
-            back, which keeps a long reading from drifting away from what the model knows.
+        rule: everything else about a write, one or one per period; its rate is not used. None = each write also takes
+            3 % of the earlier ones back, which keeps a long reading from drifting away from what the model knows; with
+            "nested" the slowest level does so, and the others start again from it at a document's first token.
         context: tokens of context at most; None = what the model was made for, at most 1,024.
         old_text: ids (B, T) like what the model was trained on, which writes shall spare; None = the model samples
             some itself (32 rows of 128 tokens).
@@ -59,17 +63,14 @@ def convert_to_cms(
     if rates is None and not calibrate:
         raise ValueError("rates=None: without old text a rate is the length of every write; give one, e.g. rates=0.001")
     modules = find_mlps(model, target_modules)
-    rule = RULE if rule is None else rule
-    direction = next((name for name, made in DIRECTIONS.items() if made == rule.direction), None)
-    if direction is None:
-        raise ValueError(f"rule: direction {rule.direction} cannot be saved by name; use one of {list(DIRECTIONS)}")
+    rules = rules_of(rule, len(periods), nested=assign == "nested")
     config = ConvertedConfig(
         pretrained=model.config.to_dict(),
         modules=modules,
         assignment=assignment_of(assign, len(modules), len(periods)),
         periods=[period if period != float("inf") else "inf" for period in periods],
         rates=rates_of(rates, len(periods)),
-        rule={"direction": direction, **{name: getattr(rule, name) for name in RULE_FIELDS}},
+        rule=[as_saved(one) for one in rules],
         context=context_of(context, model.config.get_text_config()),
         outer=outer,
         bptt=bptt,
@@ -77,7 +78,7 @@ def convert_to_cms(
     )
     probe(model, modules)
     made = ConvertedForCausalLM(config, model).train(model.training)
-    if calibrate and (rule.relative or rule.kappa):
+    if calibrate and any(one.relative or one.kappa for one in rules):
         remember(made, old_text)
     return made
 
@@ -90,14 +91,34 @@ def remember(model: ConvertedForCausalLM, old_text: Tensor | None) -> None:
         model.calibrate(part, keep=i / (i + 1))
 
 
-def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> list[int]:
-    """For every MLP the index of its period."""
+def rules_of(rule: InnerRule | Sequence[InnerRule] | None, periods: int, *, nested: bool) -> list[InnerRule]:
+    """One rule per period, fast to slow."""
+    if rule is None:
+        return [*[PASSING] * (periods - 1), RULE] if nested else [RULE] * periods
+    rules = [rule] * periods if isinstance(rule, InnerRule) else list(rule)
+    if len(rules) != periods:
+        raise ValueError(f"rule: {len(rules)} for {periods} periods; give one, or one per period, fast to slow")
+    return rules
+
+
+def as_saved(rule: InnerRule) -> dict[str, Any]:
+    """A rule without its rate, its direction by name."""
+    direction = next((name for name, made in DIRECTIONS.items() if made == rule.direction), None)
+    if direction is None:
+        raise ValueError(f"rule: direction {rule.direction} cannot be saved by name; use one of {list(DIRECTIONS)}")
+    return {"direction": direction, **{name: getattr(rule, name) for name in RULE_FIELDS}}
+
+
+def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> list[int] | list[list[int]]:
+    """For every MLP the index of its period, or the indices of the levels inside each other, fast to slow."""
+    if assign == "nested":
+        return [list(range(periods)) for _ in range(modules)]
     if assign == "layers":
         if modules < periods:
             raise ValueError(f"periods: {periods} of them, but the model has {modules} MLPs; use at most {modules}")
         return [periods - 1 - i * periods // modules for i in range(modules)]
     if isinstance(assign, str):
-        raise ValueError(f'assign={assign!r} is unknown; use "layers", or the index of a period for every MLP')
+        raise ValueError(f'assign={assign!r} is unknown; use "layers", "nested", or the index of a period for every MLP')
     chosen = list(assign)
     if len(chosen) != modules or not all(0 <= i < periods for i in chosen):
         raise ValueError(f"assign={chosen}: give {modules} indices, one per MLP, each from 0 to {periods - 1}")

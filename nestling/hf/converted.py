@@ -6,6 +6,7 @@ levels under a model type and a file name of their own, so that nothing loads th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,10 @@ class ConvertedConfig(PretrainedConfig):
 
     Args:
         pretrained: the config of the plain model, as a dictionary.
-        modules: paths of the MLPs that are levels. assignment: for each of them, which of the `periods` it has.
+        modules: paths of the MLPs that are levels. assignment: for each of them, which of the `periods` it has; or a
+            list of them, fast to slow, of levels one inside the other.
         periods, rates: of the levels, fast to slow; an infinite period is the string "inf".
-        rule: the other fields of `InnerRule`, direction by its name.
+        rule: the other fields of `InnerRule`, direction by its name: of all levels, or a list, one per period.
         context: tokens of context at most.
         calibrated: whether the weights bring statistics of old text.
         outer, bptt: how far the outer gradient reaches in training, see `ModelConfig`.
@@ -48,10 +50,10 @@ class ConvertedConfig(PretrainedConfig):
         self,
         pretrained: dict[str, Any] | None = None,
         modules: Sequence[str] = (),
-        assignment: Sequence[int] = (),
+        assignment: Sequence[int] | Sequence[Sequence[int]] = (),
         periods: Sequence[float | str] = (),
         rates: Sequence[float] = (),
-        rule: dict[str, Any] | None = None,
+        rule: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         context: int = 0,
         calibrated: bool = False,
         outer: str = "segment",
@@ -71,10 +73,12 @@ class ConvertedConfig(PretrainedConfig):
 
     def rules(self) -> list[InnerRule]:
         """The inner rule of each period."""
-        rest = dict(self.rule)
-        direction = DIRECTIONS[rest.pop("direction")]
-        learned = rest.pop("learned")
-        return [InnerRule(rate=rate, direction=direction, learned=learned and rate > 0, **rest) for rate in self.rates]
+        saved = [self.rule] * len(self.rates) if isinstance(self.rule, dict) else self.rule
+        return [_rule(rate, **fields) for rate, fields in zip(self.rates, saved, strict=True)]
+
+
+def _rule(rate: float, *, direction: str, learned: bool, **fields: Any) -> InnerRule:
+    return InnerRule(rate=rate, direction=DIRECTIONS[direction], learned=learned and rate > 0, **fields)
 
 
 class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -114,9 +118,11 @@ class ConvertedForCausalLM(PreTrainedModel, GenerationMixin):
         for path, which in zip(self.config.modules, self.config.assignment, strict=True):
             above, _, name = path.rpartition(".")
             body = bendable(self.pretrained.get_submodule(path))
-            level = ContinuumLevel(body, period=periods[which], rule=rules[which], name=f"cms {periods[which]:g}")
-            setattr(self.pretrained.get_submodule(above), name, level.to(next(body.parameters()).device))
-            if self.config.calibrated and level.writable:
+            device, chosen = next(body.parameters()).device, [which] if isinstance(which, int) else which
+            for i in chosen:
+                body = level = ContinuumLevel(body, period=periods[i], rule=rules[i], name=f"cms {periods[i]:g}")
+            setattr(self.pretrained.get_submodule(above), name, level.to(device))
+            if self.config.calibrated and any(math.isfinite(periods[i]) for i in chosen):
                 for m in level.maps.values():
                     m.keep_old_keys()
         self._rename_tied()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -103,8 +104,13 @@ class State:
         return {path: s.norm for path, s in self.tree.fast.items()}
 
     def _last_stack(self) -> list[Any]:
-        last = next(reversed(self.tree.fast), "").rpartition(".")[0]
-        return [s for path, s in self.tree.fast.items() if path.rpartition(".")[0] == last]
+        """Levels side by side in a list stand fast to slow; a level inside another comes after it, and is faster."""
+        stacks: dict[str, list[str]] = {}
+        for path in self.tree.fast:
+            outermost = re.sub(r"(\.body)+$", "", path)
+            stacks.setdefault(outermost.rpartition(".")[0], []).append(path)
+        last = next(reversed(stacks.values()), [])
+        return [self.tree.fast[path] for path in sorted(last, key=lambda path: -path.count(".body"))]
 
     @property
     def nbytes(self) -> int:

@@ -23,23 +23,19 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         tokens: predicted tokens per row behind `loss`.
         keep: in [0, 1), the part of earlier statistics that stays.
     """
-    uses = [
-        (level, m, trace)
-        for level in levels.values()
-        for m in level.maps.values()
-        for trace in (now.tape or {}).get(m, ())
-    ]
+    kappas = {m: level.rule.kappa for level in levels.values() for m in level.maps.values()}
+    uses = [(m, trace) for m in kappas for trace in (now.tape or {}).get(m, ())]
     with torch.autocast(loss.device.type, enabled=False):
-        grads = torch.autograd.grad(loss, [trace.wanted for _, _, trace in uses])
+        grads = torch.autograd.grad(loss, [trace.wanted for _, trace in uses])
     with torch.no_grad():
         squares, sizes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for (level, m, trace), grad in zip(uses, grads, strict=True):
+        for (m, trace), grad in zip(uses, grads, strict=True):
             keys = trace.x.to(m.weight.dtype)
             norms = whole_norm(trace.gradient(grad, keys).norm(), m.weight)
             squares += (norms / tokens).square().mean().cpu()
             sizes += whole(m.weight.square().sum()).cpu()
             flat = keys.flatten(0, 1)
-            m.remember(flat.T @ flat / len(flat), kappa=level.rule.kappa, keep=keep)
+            m.remember(flat.T @ flat / len(flat), kappa=kappas[m], keep=keep)
         unit = (sizes / squares.clamp_min(1e-30)).sqrt()
         for level in levels.values():
             fresh = not bool(level.inner_unit > 0)

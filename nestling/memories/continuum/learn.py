@@ -35,15 +35,30 @@ def initial_state(levels: dict[str, ContinuumLevel], rows: int, device: torch.de
 def current(
     levels: dict[str, ContinuumLevel], state: FastState, *, record: bool = False, exact: bool = False
 ) -> Reading:
-    """The reading in which every level uses the fast weights of `state`; `exact`: they carry their own graph."""
+    """The reading in which every level uses the fast weights of `state`; `exact`: they carry their own graph.
+
+    A map that stands in several levels, one inside the other, reads with the sum of what they have written.
+    """
     deltas: dict[nn.Module, FastMatrix] = {}
     growth: dict[nn.Module, Tensor] = {}
     for path, level in levels.items():
+        grows = level.rule.learned and not exact and torch.is_grad_enabled()
         for name, delta in state[path].delta.items():
-            deltas[level.maps[name]] = delta
-            if level.rule.learned and not exact and torch.is_grad_enabled():
-                growth[level.maps[name]] = (level.inner_log_rate - level.inner_log_rate.detach()).exp()
+            m = level.maps[name]
+            factor = (level.inner_log_rate - level.inner_log_rate.detach()).exp() if grows else None
+            if m in deltas and not (delta.empty or deltas[m].empty):
+                deltas[m] = _grown(deltas[m], growth.pop(m, None)).plus(_grown(delta, factor))
+                continue
+            if m not in deltas or deltas[m].empty:
+                deltas[m] = delta
+                if factor is not None:
+                    growth[m] = factor
     return Reading(deltas, growth, {} if record else None)
+
+
+def _grown(delta: FastMatrix, factor: Tensor | None) -> FastMatrix:
+    """What was written, times the growth of a learned rate."""
+    return delta if factor is None else delta.times(factor.expand(delta.rows))
 
 
 def once(now: Reading) -> Reading:
@@ -143,8 +158,10 @@ def absorb(
 
 
 def _slower(path: str) -> str:
-    """The next slower level of the same stack: levels stand fast to slow in a list."""
+    """The next slower level: the one it stands in, or the next of the same stack, which is a list from fast to slow."""
     stack, _, index = path.rpartition(".")
+    if index == "body":
+        return stack
     return f"{stack}.{int(index) + 1}" if index.isdigit() else ""
 
 

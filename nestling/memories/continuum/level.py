@@ -62,12 +62,15 @@ class Observation:
 class ContinuumLevel(nn.Module):
     """A module whose `FastLinear` maps are written together once every `period` tokens.
 
+    Its body may be a level itself, faster and on the same maps: then the weights in force are W + D_slow + D_fast, and
+    the fast level's initial state is the slow level's weights (`nested_levels`).
+
     Args:
         body: any module (B, T, D) -> (B, T, D') that contains FastLinear maps.
         period: tokens between two writes; math.inf = a frozen level.
         rule: how it writes.
         name: shown by `levels()`.
-    Raises ValueError for a period below 1 or without FastLinear in the body.
+    Raises ValueError for a period below 1, without FastLinear in the body, or for a level inside that does not fit.
     """
 
     def __init__(self, body: nn.Module, *, period: float, rule: InnerRule, name: str = "level") -> None:
@@ -80,6 +83,8 @@ class ContinuumLevel(nn.Module):
         self.maps = {path: m for path, m in body.named_modules() if isinstance(m, FastLinear)}
         if not self.maps:
             raise ValueError(f"{name} contains no FastLinear, so nothing in it could be written")
+        if isinstance(body, ContinuumLevel):
+            self._check_inside(body)
         log_rate = torch.tensor(math.log(rule.rate) if rule.rate > 0 else -math.inf)
         if rule.learned:
             self.inner_log_rate = nn.Parameter(log_rate)
@@ -88,6 +93,19 @@ class ContinuumLevel(nn.Module):
         self.register_buffer("inner_unit", torch.zeros(()))  # |W| / |usual gradient|; 0 = not calibrated
         self.inner_unit: Tensor
         self.register_load_state_dict_post_hook(_metric_of_own_kappa)
+
+    def _check_inside(self, fast: ContinuumLevel) -> None:
+        """Whether a level fits into this slower one, with which it shares the maps."""
+        if not fast.writable or fast.period > self.period or (self.writable and self.period % fast.period):
+            raise ValueError(
+                f"period={fast.period:g} inside period={self.period:g}: the level inside writes at least as often; "
+                "give a period that divides the outer one"
+            )
+        if fast.rule.kappa != self.rule.kappa:
+            raise ValueError(
+                f"kappa={fast.rule.kappa:g} inside kappa={self.rule.kappa:g}: levels on the same maps share the metric "
+                "of the old keys; give both the same kappa"
+            )
 
     @property
     def writable(self) -> bool:
@@ -209,17 +227,20 @@ class ContinuumLevel(nn.Module):
 
     def levels(self) -> list[Level]:
         """The box of this level."""
-        decay = self.rule.decay
+        decay, inside = self.rule.decay, isinstance(self.body, ContinuumLevel)
+        memory = self.body
+        while isinstance(memory, ContinuumLevel):
+            memory = memory.body
         half_life = self.period * math.log(0.5) / math.log1p(-decay) if 0 < decay < 1 and self.writable else None
         return [
             Level(
                 name=self.name,
-                memory=type(self.body).__name__,
+                memory=type(memory).__name__,
                 objective="task loss of the last period",
                 rule=self.describe_rule(),
                 clock="token",
                 period=self.period,
-                parameters=sum(p.numel() for p in self.parameters()),
+                parameters=sum(p.numel() for p in self.parameters(recurse=not inside)),
                 half_life=half_life,
                 transfer="backpropagation",
                 state_bytes=self.state_bytes(),

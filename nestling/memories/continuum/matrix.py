@@ -26,6 +26,13 @@ class FastMatrix:
     def empty(self) -> bool:
         return self.dense is None and self.left is None
 
+    @property
+    def rows(self) -> int:
+        """Number of sequences; an empty matrix does not know."""
+        part = self.dense if self.left is None else self.left
+        assert part is not None, "an empty FastMatrix has no rows"
+        return len(part)
+
     def plus_outer(self, left: Tensor, right: Tensor) -> FastMatrix:
         """Add sum_r left_r right_r^T; the factors are merged once they would need more room than the matrix."""
         return self.plus(FastMatrix(left=left, right=right))
