@@ -14,8 +14,8 @@ Every arm writes each MLP every 256 tokens, by one backward pass, and knows wher
 * one level, never reset;
 * one level of which a part is kept when a document starts (0 = fast weights per document, as in dynamic evaluation);
 * two levels at one period: both are written every 256 tokens, the fast one starts again at a document. The control;
-* slow level: the same two, `assign="nested"`, but the slow one is written every 4,096 tokens, at the control's rates and
-  half-lives per token.
+* slow level: the same two, but the slow one is written every 4,096 tokens, at the control's rates and half-lives per
+  token (`convert_to_cms(..., assign="nested")`).
 
 Each arm has six settings. The one that gains most at under 1 % forgetting on a validation stream is read on five test
 streams whose texts no choice has seen; intervals are over these five.
@@ -166,7 +166,7 @@ def own_text_of(plain: Any) -> Tensor:
 
 @torch.no_grad()
 def read(reader: Any, stream: Tensor, *, learn: bool = True, kept: float = 1.0) -> tuple[Tensor, State]:
-    """Losses (B, documents, LENGTH - 1) of streams (B, documents, LENGTH), and the state at the next document's start."""
+    """Losses (B, documents, LENGTH - 1) of streams (B, documents, LENGTH), and the state where another would start."""
     state: State | None = None
     losses = []
     for document in stream.unbind(1):
@@ -280,12 +280,14 @@ def lists_to_tuples(fields: Cell) -> Cell:
 def page(result: Cell) -> str:
     """The result as markdown."""
     lines = [
-        "| arm | setting | validation: gain, forgotten | test: gain | on beginnings | forgotten | slow level gains more by |",
+        "| arm | setting | validation: gain, forgotten | test: gain | on beginnings | forgotten | slow level gains more |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm, row in result["metrics"]["test"].items():
         point = next(p for p in result["metrics"]["validation"][arm] if p["setting"] == row["setting"])
-        tested = " | ".join(shown(row["intervals"][what], ".1f") for what in ("gain", "gain on beginnings", "forgetting"))
+        tested = " | ".join(
+            shown(row["intervals"][what], ".1f") for what in ("gain", "gain on beginnings", "forgetting")
+        )
         more = row["slow level less this"]
         last = shown(more["gain"], ".1f") if more else ""
         chosen = f"{point['gain'][0]:.1f}, {point['forgetting'][0]:.1f}"
@@ -313,7 +315,10 @@ def draw(result: Cell, path: Path) -> None:
         left.scatter([p["forgetting"][0] for p in points], [p["gain"][0] for p in points], color=colour, label=arm)
         right.scatter(row["forgetting"], row["gain"], color=colour, alpha=0.4, s=16)
         right.scatter(row["intervals"]["forgetting"]["mean"], row["intervals"]["gain"]["mean"], color=colour, s=70)
-    for axes, title in ((left, "validation stream, every setting"), (right, "test streams, chosen settings; large: mean")):
+    for axes, title in (
+        (left, "validation stream, every setting"),
+        (right, "test streams, chosen settings; large: mean"),
+    ):
         axes.axvline(LIMIT, color="black", linewidth=0.6)
         axes.set(xlabel="forgetting of the stories, %", title=title)
     left.set_ylabel("gain on the return, %")

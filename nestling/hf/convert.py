@@ -40,9 +40,8 @@ def convert_to_cms(
         model: any decoder of transformers whose layers are attention and a dense MLP, parallel or not.
         periods: tokens between two writes, fast to slow; inf = never.
         assign: "layers" = contiguous groups of layers, the slow levels in the early layers; or for every MLP, first
-            layer first, the index of its period; or "nested" = every MLP is all levels, one inside the other on the same
-            weights: what is in force is W + D_slow + D_fast, so that a fast level's initial state is the slow level's
-            weights.
+            layer first, the index of its period; or "nested" = every MLP is all levels, one inside the other on its
+            weights: in force is W + D_slow + D_fast, so that a fast level's initial state is the slow level's weights.
         rates: one, or one per period, in units of the weights (see `InnerRule`). A write is the mean over its period,
             so at one rate a slow level moves less per token.
         target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
@@ -118,7 +117,9 @@ def assignment_of(assign: str | Sequence[int], modules: int, periods: int) -> li
             raise ValueError(f"periods: {periods} of them, but the model has {modules} MLPs; use at most {modules}")
         return [periods - 1 - i * periods // modules for i in range(modules)]
     if isinstance(assign, str):
-        raise ValueError(f'assign={assign!r} is unknown; use "layers", "nested", or the index of a period for every MLP')
+        raise ValueError(
+            f'assign={assign!r} is unknown; use "layers", "nested", or the index of a period for every MLP'
+        )
     chosen = list(assign)
     if len(chosen) != modules or not all(0 <= i < periods for i in chosen):
         raise ValueError(f"assign={chosen}: give {modules} indices, one per MLP, each from 0 to {periods - 1}")
