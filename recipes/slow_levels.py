@@ -61,6 +61,7 @@ TEST = tuple(
         )
     )
 )
+TESTED = ("gain", "gain on beginnings", "forgetting")
 Stream = tuple[str, str, str, float, float]
 
 
@@ -264,7 +265,7 @@ def report(folder: str | None) -> Path:
     rows: Cell = {}
     for arm, found in tested.items():
         rows[arm] = found | {"intervals": {}, "slow level less this": {}}
-        for what in ("gain", "gain on beginnings", "forgetting"):
+        for what in TESTED:
             rows[arm]["intervals"][what] = vars(interval(found[what]))
             if arm != NESTED:
                 rows[arm]["slow level less this"][what] = vars(paired(tested[NESTED][what], found[what]))
@@ -280,14 +281,12 @@ def lists_to_tuples(fields: Cell) -> Cell:
 def page(result: Cell) -> str:
     """The result as markdown."""
     lines = [
-        "| arm | setting | validation: gain, forgotten | test: gain | on beginnings | forgotten | slow level gains more |",
+        "| arm | setting | validation: gain, forgotten | gain | on beginnings | forgotten | slow level gains more |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm, row in result["metrics"]["test"].items():
         point = next(p for p in result["metrics"]["validation"][arm] if p["setting"] == row["setting"])
-        tested = " | ".join(
-            shown(row["intervals"][what], ".1f") for what in ("gain", "gain on beginnings", "forgetting")
-        )
+        tested = " | ".join(shown(row["intervals"][what], ".1f") for what in TESTED)
         more = row["slow level less this"]
         last = shown(more["gain"], ".1f") if more else ""
         chosen = f"{point['gain'][0]:.1f}, {point['forgetting'][0]:.1f}"

@@ -150,10 +150,12 @@ def test_calibration_sees_every_map_once():
             torch.testing.assert_close(ours.inner_keys, theirs.inner_keys)
 
 
-@pytest.mark.parametrize("periods, bptt", [((8, 8), 0), ((FAST, SLOW), 9)])
-def test_each_learned_rate_gets_its_own_slope(periods, bptt):
+@pytest.mark.parametrize(
+    "periods, options", [((8, 8), {}), ((FAST, SLOW), dict(bptt=9, outer="sequence"))], ids=["first-order", "exact"]
+)
+def test_each_learned_rate_gets_its_own_slope(periods, options):
     """First-order after one write of each level, where that is the slope itself; and exact through several writes."""
-    model, tokens = tiny(periods=periods, bptt=bptt, assign="nested"), text(1, 15)
+    model, tokens = tiny(periods=periods, assign="nested", **options), text(1, 15)
     found = gradients(model, tokens)
     names = [name for name in found if name.endswith("inner_log_rate")]
     assert len(names) == 4
