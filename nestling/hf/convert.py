@@ -15,7 +15,7 @@ from .own_text import LENGTH, own_text
 
 CONTEXT = 1024  # tokens of context where the model would allow for more: what a reading keeps in memory
 RATE, RULE = 0.08, InnerRule(decay=0.03)  # chosen on a novel: recipes/pretrained_reading.py
-PASSING = InnerRule(reset="document")  # of the levels inside another one
+FAST_RATE, SLOW_RATE, KEPT = 0.64, 0.16, 0.8 ** (1 / 16)  # nested, for each fast period: recipes/slow_levels.py
 
 
 def convert_to_cms(
@@ -47,7 +47,8 @@ def convert_to_cms(
         target_modules: which modules are the MLPs, see `find_mlps`; None = by their usual names.
         rule: everything else about a write, one or one per period; its rate is not used. None = each write also takes
             3 % of the earlier ones back, which keeps a long reading from drifting away from what the model knows; with
-            "nested" the slowest level does so, and the others start again from it at a document's first token.
+            "nested" the slowest level takes back 20 % in 16 fast periods, and the others start again from it at a
+            document's first token.
         context: tokens of context at most; None = what the model was made for, at most 1,024.
         old_text: ids (B, T) like what the model was trained on, which writes shall spare; None = the model samples
             some itself (32 rows of 128 tokens).
@@ -62,7 +63,9 @@ def convert_to_cms(
     if rates is None and not calibrate:
         raise ValueError("rates=None: without old text a rate is the length of every write; give one, e.g. rates=0.001")
     modules = find_mlps(model, target_modules)
-    rules = rules_of(rule, len(periods), nested=assign == "nested")
+    if assign == "nested" and len(periods) > 1 and rates is None:
+        rates = nested_rates(periods)
+    rules = nested_rules(periods) if assign == "nested" and rule is None else rules_of(rule, len(periods))
     config = ConvertedConfig(
         pretrained=model.config.to_dict(),
         modules=modules,
@@ -90,10 +93,24 @@ def remember(model: ConvertedForCausalLM, old_text: Tensor | None) -> None:
         model.calibrate(part, keep=i / (i + 1))
 
 
-def rules_of(rule: InnerRule | Sequence[InnerRule] | None, periods: int, *, nested: bool) -> list[InnerRule]:
+def nested_rates(periods: Sequence[float]) -> list[float]:
+    """Rates of levels inside each other: the slowest keeps its rate per token, whatever its period (inf = never)."""
+    ratio = periods[-1] / periods[0] if periods[-1] != float("inf") else 1.0
+    return [FAST_RATE] * (len(periods) - 1) + [SLOW_RATE * ratio]
+
+
+def nested_rules(periods: Sequence[float]) -> list[InnerRule]:
+    """Rules of levels inside each other: the slowest forgets slowly, the others start again at a document."""
+    if len(periods) == 1:
+        return [RULE]
+    slowest = InnerRule(decay=1 - KEPT ** (periods[-1] / periods[0]))
+    return [InnerRule(reset="document")] * (len(periods) - 1) + [slowest]
+
+
+def rules_of(rule: InnerRule | Sequence[InnerRule] | None, periods: int) -> list[InnerRule]:
     """One rule per period, fast to slow."""
     if rule is None:
-        return [*[PASSING] * (periods - 1), RULE] if nested else [RULE] * periods
+        return [RULE] * periods
     rules = [rule] * periods if isinstance(rule, InnerRule) else list(rule)
     if len(rules) != periods:
         raise ValueError(f"rule: {len(rules)} for {periods} periods; give one, or one per period, fast to slow")

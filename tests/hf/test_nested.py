@@ -150,6 +150,21 @@ def test_calibration_sees_every_map_once():
             torch.testing.assert_close(ours.inner_keys, theirs.inner_keys)
 
 
+def test_the_defaults_are_what_was_measured():
+    """recipes/slow_levels.py: the same rates and half-lives per token for every slow period."""
+    for slow, rate, decay in ((4096, 2.56, 0.2), (256, 0.16, 0.01385), (math.inf, 0.16, 1.0)):
+        made = converted(periods=(256, slow), rates=None, assign="nested", calibrate=True, old_text=text(2, 24))
+        fast, last = made.config.rules()
+        assert (fast.rate, fast.decay, fast.reset) == (0.64, 0.0, "document")
+        assert last.rate == pytest.approx(rate) and last.decay == pytest.approx(decay, abs=1e-5)
+        assert last.reset == "never"
+    (alone,) = converted(
+        periods=(256,), rates=None, assign="nested", calibrate=True, old_text=text(2, 24)
+    ).config.rules()
+    (plain_,) = converted(periods=(256,), rates=None, calibrate=True, old_text=text(2, 24)).config.rules()
+    assert alone == plain_
+
+
 @pytest.mark.parametrize(
     "periods, options", [((8, 8), {}), ((FAST, SLOW), dict(bptt=9, outer="sequence"))], ids=["first-order", "exact"]
 )
