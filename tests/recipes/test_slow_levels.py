@@ -76,6 +76,11 @@ def test_the_best_setting_forgets_less_than_the_limit():
         recipe.best(points[2:])
 
 
+def test_gains_are_compared_at_equal_forgetting():
+    weak, strong = {"gain": [10, 20], "forgetting": [0, 1]}, {"gain": [20, 22], "forgetting": [1, 3]}
+    assert recipe.gains_at(weak, strong, [0.5, 2]) == [15, 21]
+
+
 def test_a_report_from_texts_to_table(small, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "ARMS", {name: (periods, sets[:1]) for name, (periods, sets) in ARMS.items()})
@@ -83,6 +88,7 @@ def test_a_report_from_texts_to_table(small, monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "TEST", (STREAM, ("novel", "bible_x", "wiki", 0.2, 0.3)))
     monkeypatch.setattr(recipe, "asked_stories", lambda: torch.randint(3, 512, (2, 12)))
     monkeypatch.setattr(recipe, "LIMIT", 100.0)
+    monkeypatch.setattr(recipe, "STRONGER", {"one level": Setting((0.5,), (0.0,))})
     path = recipe.report(small)
     assert path.parent == recipe.Path("results/slow_levels")
     lines = recipe.page(newest("slow_levels")).splitlines()
