@@ -18,9 +18,9 @@ Every arm writes each MLP every 256 tokens, by one backward pass, and knows wher
   token (`convert_to_cms(..., assign="nested")`).
 
 Each arm has six settings. The one that gains most at under 1 % forgetting on a validation stream is read on five test
-streams whose texts no choice has seen; intervals are over these five. Two arms forgot less there than the slow level. So,
-after that was seen, they were read at one higher rate too, and are compared at the forgetting of the slow level, by lines
-between the two points of each stream.
+streams whose texts no choice has seen; intervals are over these five. Two arms forgot less there than the slow level.
+So, after that was seen, they were read at one higher rate too, and are compared at the forgetting of the slow level,
+by lines between the two points of each stream.
 """
 
 from __future__ import annotations
