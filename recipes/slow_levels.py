@@ -19,8 +19,8 @@ Every arm writes each MLP every 256 tokens, by one backward pass, and knows wher
 
 Each arm has six settings. The one that gains most at under 1 % forgetting on a validation stream is read on five test
 streams whose texts no choice has seen; intervals are over these five. Two arms forgot less there than the slow level.
-So, after that was seen, they were read at one higher rate too, and are compared at the forgetting of the slow level,
-by lines between the two points of each stream.
+So, after that was seen, they were read at higher rates too, and are compared at the forgetting of the slow level, by
+lines between the points of each stream.
 """
 
 from __future__ import annotations
@@ -110,8 +110,10 @@ ARMS: dict[str, tuple[tuple[int, ...], tuple[Setting, ...]]] = {
 }
 NESTED = "slow level"
 STRONGER = {
-    "one level": Setting((0.113,), (0.03,)),
-    "two levels, one period": Setting((0.64, 0.32), (0.0, ARMS["two levels, one period"][1][0].decays[1])),
+    "one level": (Setting((0.113,), (0.03,)),),
+    "two levels, one period": tuple(
+        Setting((0.64, rate), ARMS["two levels, one period"][1][0].decays) for rate in (0.226, 0.32)
+    ),
 }
 
 
@@ -275,19 +277,30 @@ def report(folder: str | None) -> Path:
             rows[arm]["intervals"][what] = vars(interval(found[what]))
             if arm != NESTED:
                 rows[arm]["slow level less this"][what] = vars(paired(tested[NESTED][what], found[what]))
-    for arm, setting in STRONGER.items():
-        rows[arm]["stronger"] = more = scored("test", arm, setting, TEST, folder)
-        level = gains_at(rows[arm], more, tested[NESTED]["forgetting"])
+    for arm, settings in STRONGER.items():
+        rows[arm]["stronger"] = [scored("test", arm, setting, TEST, folder) for setting in settings]
+        level = gains_at([rows[arm], *rows[arm]["stronger"]], tested[NESTED]["forgetting"])
         rows[arm]["slow level less this"]["gain at equal forgetting"] = vars(paired(tested[NESTED]["gain"], level))
     config = {"validation": VALIDATION, "test": TEST, "length": LENGTH, "visits": VISITS, "limit": LIMIT}
     arms = {arm: {"periods": periods, "settings": [asdict(s) for s in made]} for arm, (periods, made) in ARMS.items()}
     return write_result("slow_levels", config | {"arms": arms}, [0], rounded({"validation": points, "test": rows}))
 
 
-def gains_at(weak: Cell, strong: Cell, forgetting: Sequence[float]) -> list[float]:
-    """The gain of each stream where the line between its two points has this forgetting."""
-    ends = zip(weak["gain"], strong["gain"], weak["forgetting"], strong["forgetting"], forgetting, strict=True)
-    return [g0 + (g1 - g0) * (f - f0) / (f1 - f0) for g0, g1, f0, f1, f in ends]
+def gains_at(points: Sequence[Cell], forgetting: Sequence[float]) -> list[float]:
+    """The gain of each stream where the lines between its points, by rising rate, first have this forgetting.
+
+    Raises ValueError where no point forgets so much.
+    """
+    found = []
+    for stream, wanted in enumerate(forgetting):
+        path = [(p["forgetting"][stream], p["gain"][stream]) for p in points]
+        for (f0, g0), (f1, g1) in zip(path, path[1:], strict=False):
+            if f0 <= wanted <= f1:
+                found.append(g0 + (g1 - g0) * (wanted - f0) / (f1 - f0))
+                break
+        else:
+            raise ValueError(f"stream {stream}: forgetting {wanted} is not between the points {path}; add a rate")
+    return found
 
 
 def lists_to_tuples(fields: Cell) -> Cell:

@@ -80,7 +80,10 @@ def test_the_best_setting_forgets_less_than_the_limit():
 
 def test_gains_are_compared_at_equal_forgetting():
     weak, strong = {"gain": [10, 20], "forgetting": [0, 1]}, {"gain": [20, 22], "forgetting": [1, 3]}
-    assert recipe.gains_at(weak, strong, [0.5, 2]) == [15, 21]
+    last = {"gain": [30, 23], "forgetting": [2, 4]}
+    assert recipe.gains_at([weak, strong, last], [1.5, 2]) == [25, 21]
+    with pytest.raises(ValueError, match="stream 1: forgetting 5"):
+        recipe.gains_at([weak, strong], [0.5, 5])
 
 
 def test_a_report_from_texts_to_table(small, monkeypatch, tmp_path):
@@ -90,7 +93,7 @@ def test_a_report_from_texts_to_table(small, monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "TEST", (STREAM, ("novel", "bible_x", "wiki", 0.2, 0.3)))
     monkeypatch.setattr(recipe, "asked_stories", lambda: torch.randint(3, 512, (2, 12)))
     monkeypatch.setattr(recipe, "LIMIT", 100.0)
-    monkeypatch.setattr(recipe, "STRONGER", {"one level": Setting((0.5,), (0.0,))})
+    monkeypatch.setattr(recipe, "STRONGER", {})
     path = recipe.report(small)
     assert path.parent == recipe.Path("results/slow_levels")
     lines = recipe.page(newest("slow_levels")).splitlines()
