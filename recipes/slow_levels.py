@@ -112,7 +112,7 @@ NESTED = "slow level"
 STRONGER = {
     "one level": (Setting((0.113,), (0.03,)),),
     "two levels, one period": tuple(
-        Setting((0.64, rate), ARMS["two levels, one period"][1][0].decays) for rate in (0.32,)
+        Setting((0.64, rate), ARMS["two levels, one period"][1][0].decays) for rate in (0.226, 0.32)
     ),
 }
 
