@@ -9,6 +9,9 @@ as many rows as a rank reads at once: bytes and seconds of a step are straight l
     optimizer    this rank's part
     fast weights of this rank's rows: contexts, what levels have written, what they wait to write
     working      activations of the rows that are read at once, and what the backward pass holds for a moment
+
+With parallel.reshard only two blocks are whole at a time, and what stands outside of blocks; blocks are gathered twice
+and reduced for each segment. What a step then holds is counted, as one process cannot measure it.
 """
 
 from __future__ import annotations
@@ -107,17 +110,19 @@ def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: M
         wanted = f"parallel.sequence={parallel.sequence} times parallel.tensor={parts}"
         raise ValueError(f"{wanted} does not divide {gpus} GPUs; use a divisor")
     groups = gpus // (parallel.sequence * parts)
-    rows, at_once = config.train.rows / groups, config.rows_per_part(gpus)
+    rows, together = config.train.rows / groups, config.rows_per_part(gpus)
     shard, share = parallel.shard or max(1, gpus // parts), shares(built, parts)
-    whole = FLOAT * sum(p.numel() * share[name] for name, p in built.named_parameters())
-    part = whole / shard * (gpus > 1)
+    part = FLOAT * sum(p.numel() * share[name] for name, p in built.named_parameters()) / shard * (gpus > 1)
+    whole, reshards = FLOAT * at_once_whole(built, config, gpus, share), parallel.reshard and gpus > 1
     state = at(measured.state, model.depth) / measured.rows if measured else state_bytes(model, parts)
     memory = {
         "weights": whole + part,
-        "gradients": part,  # whole ones are among what is measured as working
+        "gradients": part,  # whole ones are among what is working: twice, or once with `reshard`
         "optimizer": optimizer_bytes(built, config.optim.matrices, share) / shard,
         "fast weights": rows * state,
-        "working": at(measured.working, model.depth) if measured else working_bytes(built, config, at_once, share),
+        "working": at(measured.working, model.depth)
+        if measured and not reshards
+        else (1 if reshards else 2) * whole + activation_bytes(model, config, together, share),
     }
     length = config.train.length / parallel.sequence
     if measured:
@@ -125,7 +130,7 @@ def plan(config: RunConfig, model: ModelConfig, gpus: int, gpu: Gpu, measured: M
     else:
         once = cost.training(model, config.train.length / 2).flops * (4 / 3 if parallel.recompute else 1)
         compute = rows * length * once * work_share(built, share) / (ASSUMED * gpu.flops)
-    exchange = 2 * whole / gpu.link * (gpus > parts)  # weights gathered, gradients reduced
+    exchange = FLOAT * exchanged(built, config, share) / gpu.link * (gpus > parts)
     exchange += rows * length * summed_bytes(built, config) / gpu.link
     tokens = config.train.rows * config.train.length
     return Plan(parameters, memory, compute + exchange, tokens, config.train.steps, gpus, measured is not None)
@@ -175,9 +180,26 @@ def state_bytes(model: ModelConfig, parts: int = 1) -> float:
     return model.depth * (sum(sizes[:mixer]) / (parts if split else 1) + sum(sizes[mixer:]) / parts)
 
 
-def working_bytes(model: LanguageModel, config: RunConfig, rows: float, share: Shares) -> float:
-    """Whole gradients twice, and a rough count of activations: of a segment, or of all tokens where nothing writes."""
-    c: ModelConfig = model.config
+def at_once_whole(model: LanguageModel, config: RunConfig, gpus: int, share: Shares) -> float:
+    """Parameters that are whole at a time: all, or with `reshard` those of two blocks and outside of blocks."""
+    freed = sum(p.numel() for block in model.blocks[2:] for p in block.parameters())
+    held = sum(p.numel() * share[name] for name, p in model.named_parameters())
+    return held - freed * (config.parallel.reshard and gpus > 1)
+
+
+def exchanged(model: LanguageModel, config: RunConfig, share: Shares) -> float:
+    """Numbers that a rank exchanges per step: parameters gathered and gradients reduced; with `reshard` those of blocks
+    gathered twice and reduced for every segment. Segments that end with a document come on top. What stands outside of
+    blocks is gathered for the first forward pass and every backward pass, and reduced once."""
+    parts, shortest = config.parallel.accumulate, min([config.train.length, *model.config.periods])
+    sizes = {name: p.numel() * share[name] for name, p in model.named_parameters() if p.dim()}
+    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
+    times = 3 * parts * math.ceil(config.train.length / shortest) if config.parallel.reshard else 2
+    return times * blocks + (parts + 2) * (sum(sizes.values()) - blocks)
+
+
+def activation_bytes(c: ModelConfig, config: RunConfig, rows: float, share: Shares) -> float:
+    """A rough count of activations: of a segment, or of all tokens where nothing writes."""
     parts = config.parallel.tensor
     finite = [period for period in c.periods if math.isfinite(period)]
     tokens = rows * min([config.train.length / config.parallel.sequence, *finite])
@@ -186,8 +208,7 @@ def working_bytes(model: LanguageModel, config: RunConfig, rows: float, share: S
     blocks = (c.depth * c.dim + inside) if config.parallel.recompute else c.depth * (c.dim + inside)
     logits = min(tokens * c.vocab_size, 2**24) * 3 * FLOAT * share["head.weight"]
     fast = rows * (c.depth * 3 * c.dim * c.width * len(finite) / len(c.periods)) * 2 * FLOAT / parts
-    gradients = FLOAT * sum(p.numel() * share[name] for name, p in model.named_parameters())
-    return 2 * gradients + tokens * number * blocks + logits + fast
+    return tokens * number * blocks + logits + fast
 
 
 def measure(config: RunConfig, model: ModelConfig, *, rows: int, device: str = "cpu") -> Measured:

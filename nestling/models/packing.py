@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reader import NONE, UNKNOWN, Text
+from .reader import Text
+from .segments import NONE, UNKNOWN
 
 
 def pack(

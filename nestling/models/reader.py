@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.spread import whole
-from ..core.state import Tree, detach, pad_right, put_rows, replace, select_rows, tensors, where_rows
+from ..core.state import Tree, detach, put_rows, replace, select_rows, tensors
 from ..memories.continuum import (
     FastState,
     Observation,
@@ -32,13 +32,12 @@ from ..memories.continuum import (
     tokens_to_write,
 )
 from .replay import replayed
+from .segments import UNKNOWN, append, for_rows, known_to_the_end, one_token, with_next_token
 from .state import Carried, Segment
 
 if TYPE_CHECKING:
     from .reading_model import ReadingModel
 
-UNKNOWN = -1  # the next token has not arrived
-NONE = -2  # the caller says that there is no target here
 GRAPH_TOKENS = 4096  # of one call that keep their graph with outer="sequence"; more are read again for the gradient
 
 
@@ -80,7 +79,7 @@ class Reader:
         score: bool,
         parameters: Sequence[Tensor] = (),
     ) -> None:
-        self.model, self.text, self.learn = model, text, learn
+        self.model, self.text, self.learn, self.company = model, text, learn, model.company
         self.levels = continuum_levels(model)
         self.learning = learn and bool(self.levels)
         self.static = all(level.rule.static for level in self.levels.values())  # clocks tick, nothing is learned
@@ -127,11 +126,10 @@ class Reader:
         if self.learning and segment is not None:
             filled = arrives & (segment.length > 0)
             continues = filled & ~segment.sealed if border is None else filled & ~segment.sealed & ~border
-            segment = _with_next_token(segment, continues, self.text.tokens[:, column])
+            segment = with_next_token(segment, continues, self.text.tokens[:, column])
             carried = replace(carried, segment=segment)
             ends = filled & ~(continues & (segment.length < _waits(self.levels, carried.fast)))
-            if bool(ends.any()):
-                carried = self._close(carried, ends)
+            carried = self._end(carried, ends)
         if border is not None and bool(border.any()):
             carried = self._new_document(carried, border)
         return carried
@@ -139,9 +137,23 @@ class Reader:
     def _start_documents(self, carried: Carried, border: Tensor) -> Carried:
         """A border whose first real token is still to come."""
         if self.learning and carried.segment is not None:
-            ends = border & (carried.segment.length > 0)
-            carried = self._close(carried, ends) if bool(ends.any()) else carried
+            carried = self._end(carried, border & (carried.segment.length > 0))
         return self._new_document(carried, border)
+
+    def _end(self, carried: Carried, ends: Tensor) -> Carried:
+        """Close the segments of the rows that are True, and read again in company those that have to be."""
+        assert carried.segment is not None
+        mine = bool(ends.any()), bool((ends & ~carried.segment.is_ready).any()) and not self.static
+        ending, again, going_on = self.company.any(*mine, not bool(ends.all()))
+        if not ending:
+            return carried
+        if self.cut:
+            carried = replace(carried, mixers=for_rows(ends, detach(carried.mixers), carried.mixers))
+            self.attached = self.attached and going_on
+        carried = self._close(carried, ends) if mine[0] else carried
+        if again and not mine[1]:
+            self._keep_company()
+        return carried
 
     def _close(self, carried: Carried, ends: Tensor) -> Carried:
         segment, every = carried.segment, bool(ends.all())
@@ -149,9 +161,6 @@ class Reader:
         known = ends & segment.is_ready
         if bool(known.any()) and bool((known != ends).any()):  # no row is read again because another one has to be
             return self._close(self._close(carried, known), ends & ~known)
-        if self.cut:
-            mixers = detach(carried.mixers) if every else where_rows(ends, detach(carried.mixers), carried.mixers)
-            carried, self.attached = replace(carried, mixers=mixers), self.attached and not every
         if every:
             fast = self._learn_from(segment, carried.fast)
             zero, nothing = torch.zeros_like(segment.length), segment.tokens[:, :0]
@@ -183,11 +192,14 @@ class Reader:
         """At the end of a training call: whole segments that were read in several pieces, because another row's ended
         in between, say what they say with these weights, as those that were read at once have done already."""
         segment = carried.segment
-        if not (self.learning and self.outer) or self.exact or segment is None or segment.targets.shape[1] == 0:
+        if not (self.learning and self.outer) or self.exact or segment is None:
             return carried
-        last = segment.targets.gather(1, (segment.length - 1).clamp_min(0)[:, None]).squeeze(1)
-        whole = (segment.length >= _waits(self.levels, carried.fast)) & (last != UNKNOWN) & ~segment.is_ready
-        if not bool(whole.any()):
+        whole = (segment.length >= _waits(self.levels, carried.fast)) & ~segment.is_ready & known_to_the_end(segment)
+        mine = bool(whole.any())
+        [again] = self.company.any(mine and not self.static)
+        if not mine:
+            if again:
+                self._keep_company()
             return carried
         index = whole.nonzero().squeeze(1)
         with torch.enable_grad():
@@ -199,9 +211,15 @@ class Reader:
         """Cut the graph of a level's fast weights at every (bptt + 1)-th of its writes."""
         block = self.model.config.bptt + 1
         return {
-            path: _for_rows((s.writes > before[path].writes) & (s.writes % block == 0), detach(s), s)
+            path: for_rows((s.writes > before[path].writes) & (s.writes % block == 0), detach(s), s)
             for path, s in after.items()
         }
+
+    def _keep_company(self) -> None:
+        """Take part in a pass in which only other processes have segments to read again: with one token."""
+        one = one_token(self.text.tokens, self.model.contexts)
+        with torch.enable_grad():
+            self._read_again(one, initial_state(self.levels, 1, one.tokens.device))
 
     def _read_again(self, segment: Segment, fast: FastState) -> dict[str, Observation]:
         length = int(segment.length.max())
@@ -224,7 +242,7 @@ class Reader:
 
     def _new_document(self, carried: Carried, border: Tensor) -> Carried:
         """Empty contexts in the rows where a document starts; levels with that policy go back to their start."""
-        mixers = _for_rows(border, [None] * len(carried.mixers), carried.mixers)
+        mixers = for_rows(border, [None] * len(carried.mixers), carried.mixers)
         fast = dict(carried.fast)
         for path, level in self.levels.items() if self.learning else ():
             if level.rule.reset == "document":
@@ -246,7 +264,7 @@ class Reader:
             ahead = self.text.borders[:, column + 1 :]
             first = torch.where(ahead.any(1), ahead.to(torch.uint8).argmax(1) + 1, left)
             left = torch.minimum(left, first)
-        return int(left[self.text.lengths > column].min())
+        return self.company.least(int(left[self.text.lengths > column].min()))
 
     def _advance(self, carried: Carried, column: int, size: int) -> Carried:
         """Read one piece."""
@@ -259,7 +277,11 @@ class Reader:
             targets = targets.masked_fill(~active[:, None], UNKNOWN)
         segment = self._opened(carried, active) if self.learning else carried.segment
         wanted = self.outer or not self.static
-        record = self.learning and wanted and everyone and self._whole(segment, carried.fast, size, targets)
+        record = (
+            self.learning
+            and wanted
+            and not self.company.any(not (everyone and self._whole(segment, carried.fast, size, targets)))[0]
+        )
         if self.replays:
             mixers, ready = self._read_for_later(carried, tokens, targets, lengths, record)
         else:
@@ -269,7 +291,7 @@ class Reader:
         else:
             self.attached = self.attached or self.outer
         if self.learning and segment is not None:
-            segment = self._append(segment, tokens, targets, active, size, ready)
+            segment = append(segment, tokens, targets, active, ready)
         elif segment is not None:
             segment = replace(segment, sealed=segment.sealed | (active & (segment.length > 0)))
         return Carried(mixers, carried.fast, segment, carried.tokens + active * size)
@@ -321,7 +343,7 @@ class Reader:
             no = torch.zeros_like(active)
             return Segment(nothing, nothing, zero, no, self._constant(carried.mixers), None, no)
         starts = active & (segment.length == 0)
-        return replace(segment, mixers=_for_rows(starts, self._constant(carried.mixers), segment.mixers))
+        return replace(segment, mixers=for_rows(starts, self._constant(carried.mixers), segment.mixers))
 
     def _constant(self, mixers: list[Tree]) -> list[Tree]:
         """The mixers at the start of a segment, from which it may be read again."""
@@ -354,9 +376,10 @@ class Reader:
             now,
             loss,
             targets=(targets >= 0).sum(1),
-            also=self.parameters if immediate else (),
+            also=self.parameters if immediate and self.company.share is None else (),
             retain=self.outer and not immediate,
             exact=self.exact,
+            share=self.company.share if immediate else None,
         )
         if immediate:
             self._collect(grads)
@@ -374,63 +397,14 @@ class Reader:
         """Take the gradients of what is left in the graph."""
         if self.parameters and self.loss is not None:
             with torch.autocast(self.loss.device.type, enabled=False):  # the precision of the forward pass is kept
-                self._collect(torch.autograd.grad(self.loss, self.parameters, allow_unused=True))
+                if self.company.share is None:
+                    self._collect(torch.autograd.grad(self.loss, self.parameters, allow_unused=True))
+                else:
+                    torch.autograd.backward(self.loss, torch.full_like(self.loss, self.company.share))
             self.loss = None
-
-    def _append(
-        self,
-        segment: Segment,
-        tokens: Tensor,
-        targets: Tensor,
-        active: Tensor,
-        size: int,
-        ready: dict[str, Observation] | None,
-    ) -> Segment:
-        length, have = segment.length, segment.tokens.shape[1]
-        even = not bool((~active | (length != have)).any())
-        return replace(
-            segment,
-            tokens=torch.cat([segment.tokens, tokens], 1)
-            if even
-            else _append_rows(segment.tokens, length, tokens, active),
-            targets=torch.cat([segment.targets, targets], 1)
-            if even
-            else _append_rows(segment.targets, length, targets, active),
-            length=length + active * size,
-            ready=ready if ready is not None else segment.ready,
-            is_ready=torch.ones_like(active) if ready is not None else segment.is_ready & ~active,
-        )
 
 
 def _waits(levels, fast: FastState) -> Tensor:  # type: ignore[no-untyped-def]
     waits = tokens_to_write(levels, fast)
     assert waits is not None
     return waits
-
-
-def _for_rows(rows: Tensor, new: Tree, old: Tree) -> Tree:
-    """`new` in the rows that are True, `old` elsewhere."""
-    if bool(rows.all()):
-        return new
-    return old if not bool(rows.any()) else where_rows(rows, new, old)
-
-
-def _with_next_token(segment: Segment, rows: Tensor, token: Tensor) -> Segment:
-    """In `rows`, the target of the last token read becomes known: it is the token that arrives."""
-    if segment.targets.shape[1] == 0:
-        return segment
-    last = (segment.length - 1).clamp_min(0).unsqueeze(1)
-    known = segment.targets.gather(1, last).squeeze(1)
-    final = torch.where(rows & (known == UNKNOWN), token, known)
-    return replace(segment, targets=segment.targets.scatter(1, last, final.unsqueeze(1)))
-
-
-def _append_rows(have: Tensor, length: Tensor, new: Tensor, active: Tensor) -> Tensor:
-    """Write `new` (B, n) behind the first `length` (B,) entries of `have` (B, m), in the active rows."""
-    size = new.shape[1]
-    wide = pad_right(have, max(have.shape[1], int((length + active * size).max())))
-    wide = pad_right(wide, max(wide.shape[1], size))
-    place = length[:, None] + torch.arange(size, device=new.device)
-    at = place.clamp_max(wide.shape[1] - 1)
-    written = wide.scatter(1, at, new)
-    return torch.where(active[:, None], written, wide)

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.level import Levels
 from ..core.spread import local
-from ..memories.continuum import Reading, calibrate, continuum_levels, reading
+from ..memories.continuum import FastLinear, Reading, calibrate, continuum_levels, reading
+from .company import ALONE, Company
 from .generate import Decodes, Generation
 from .packing import pack, unpack
 from .reader import Reader
@@ -44,10 +45,12 @@ class ReadingModel(nn.Module, ABC):
     Attributes:
         config: a dataclass with at least `name`, `vocab_size`, `outer` and `bptt` (see `ModelConfig`).
         contexts: number of sequence memories; `body` takes and gives the state of each.
+        company: the processes that hold its weights together.
     """
 
     config: Any
     contexts: int
+    company: Company = ALONE
 
     @abstractmethod
     def body(self, tokens: Tensor, mixers: list[Any], lengths: Tensor | None = None) -> tuple[Tensor, list[Any]]:
@@ -181,6 +184,10 @@ class ReadingModel(nn.Module, ABC):
             hidden, _ = self.body(text.tokens, [None] * self.contexts)
             loss = self.token_loss(hidden, text.targets)
         calibrate(levels, now, loss, tokens=tokens.shape[1] - 1, keep=keep)
+
+    def written_maps(self) -> list[FastLinear]:
+        """The linear maps that levels write."""
+        return [m for level in continuum_levels(self).values() for m in level.maps.values()]
 
     @property
     def dtype(self) -> torch.dtype:

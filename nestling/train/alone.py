@@ -23,6 +23,12 @@ class Layout(Protocol):
     def gathered(self) -> AbstractContextManager[None]:
         """While inside, the parameters are whole, plain tensors."""
 
+    def in_step(self, share: float = 1.0) -> AbstractContextManager[None]:
+        """While inside, all ranks read their rows with `model.loss` or `calibrate`, the same number of times.
+
+        share: what the sum of the token losses counts in the gradient of this rank, of which the mean is taken.
+        """
+
     def reduce_next(self, reduce: bool) -> None:
         """Whether the next backward pass reduces gradients: only the last one of a step does."""
 
@@ -44,6 +50,9 @@ class Alone:
         self.splits: dict[str, Split] = {}
 
     def gathered(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def in_step(self, share: float = 1.0) -> AbstractContextManager[None]:
         return nullcontext()
 
     def reduce_next(self, reduce: bool) -> None:

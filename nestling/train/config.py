@@ -210,6 +210,8 @@ class ParallelConfig:
     """Ranks that share the same rows and split the matrices of the model among them (tensor parallelism)."""
     recompute: bool = False
     """Keep no activations inside blocks; the backward pass computes them again."""
+    reshard: bool = False
+    """Gather the weights of a block for each of its passes and free them after it (ZeRO-3); False = once per step."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others before it gives up."""
 
@@ -220,6 +222,11 @@ class ParallelConfig:
                 f"parallel.{name}={getattr(self, name)} is below {least}",
                 f"use at least {least}",
             )
+        require(
+            not self.reshard or self.sequence == self.tensor == 1,
+            f"parallel.reshard with parallel.sequence={self.sequence}, parallel.tensor={self.tensor}",
+            "leave out reshard, or these",
+        )
         require(self.timeout > 0, f"parallel.timeout={self.timeout} is not positive", "use for example 600")
 
 
@@ -265,6 +272,10 @@ class RunConfig:
         if self.parallel.tensor > 1:
             fault = f"parallel.tensor={self.parallel.tensor} with optim.matrices=dgd, which needs inputs of whole maps"
             require(self.optim.matrices != "dgd", fault, "use adamw, muon or m3")
+        freed = not (self.parallel.reshard and (self.train.compile or self.optim.matrices == "dgd"))
+        require(
+            freed, "parallel.reshard with train.compile or optim.matrices=dgd, never tried together", "leave one out"
+        )
         self.rows_per_part(max(1, self.parallel.ranks))
 
     def rows_per_part(self, ranks: int) -> int:

@@ -80,7 +80,8 @@ def train(
 
     Args:
         evaluate: scores the model on held-out text; its numbers go into metrics.jsonl under "validation". Every rank
-            calls it, with whole weights.
+            calls it, with whole weights; or, if it has an attribute `in_step` that is True and all ranks call
+            `model.loss` equally often and on equal lengths, with weights as they are in a step.
         resume: go on with a folder that is not empty. checkpoint: go on from this one instead of the newest.
         trust: allow a checkpoint from outside the run folder.
         say: takes the few messages; progress goes to stderr.
@@ -110,7 +111,8 @@ def run_steps(trainer: Trainer, run: RunFolder, checkpoints: Checkpoints, evalua
             try:
                 record = trainer.next_step()
                 if evaluate is not None and due(trainer.step, config.eval_every, config.steps):
-                    with trainer.layout.gathered():
+                    in_step = getattr(evaluate, "in_step", False)
+                    with trainer.layout.in_step() if in_step else trainer.layout.gathered():
                         record["validation"] = evaluate(trainer.model)
                 journal.append(record)
                 stopping = agreed(stop.received, ranks)

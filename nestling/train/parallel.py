@@ -1,9 +1,9 @@
 """A model spread over ranks with FSDP2: between steps every rank holds its part of weights and optimizer state.
 
 For a step the weights are gathered, block by block, and stay until the gradients have been reduced (`gathered`);
-this is FSDP2 with reshard_after_forward=False. Levels that learn need it: every segment of the text is a forward and
-a backward pass of its own, ranks may cut their text at different places, and a write reads the weights outside of any
-forward pass. Fast weights and contexts are plain tensors of a rank's own rows and are never exchanged.
+this is FSDP2 with reshard_after_forward=False, and ranks need not agree on anything while they read: every segment of
+the text is a forward and a backward pass of its own, and ranks may cut their text at different places. `reshard.py`
+has the other way. Fast weights and contexts are plain tensors of a rank's own rows and are never exchanged.
 
 With `parallel.tensor` the weights that FSDP2 gathers are a rank's parts of split matrices (tensor.py): two dimensions.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -54,6 +54,8 @@ class Sharded:
     Parameters without a dimension, such as learned rates, stay whole on every rank.
     """
 
+    reshards = False  # whether a block is freed after each of its passes
+
     def __init__(self, model: nn.Module, mesh: DeviceMesh) -> None:
         self.model = model
         self.scalars = [p for p in model.parameters() if p.dim() == 0]
@@ -64,12 +66,13 @@ class Sharded:
         check_across(model, mesh["shard"].size())
         data = mesh if self.tensor is None else mesh[tuple(name for name in names if name != "tensor")]
         for module in [*model.blocks, model]:  # type: ignore[misc]
-            fully_shard(module, mesh=data, reshard_after_forward=False, ignored_params=alone, shard_placement_fn=across)
-        # Weights are gathered throughout a step, so nothing hangs on the hook that this warning is about.
+            free = self.reshards and module is not model
+            fully_shard(module, mesh=data, reshard_after_forward=free, ignored_params=alone, shard_placement_fn=across)
+        # Nothing writes over what a block returns, so nothing hangs on the hook that this warning is about.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module \(\w+\) returned a view tensor")
         self.units = [m for m in model.modules() if isinstance(m, FSDPModule)]
         for unit in self.units:
-            unit.set_reshard_after_backward(False, recurse=False)
+            unit.set_reshard_after_backward(self.reshards and unit is not model, recurse=False)
         self.reduce_next(False)
         for name in ENTRIES:
             register_fsdp_forward_method(model, name)
@@ -87,6 +90,10 @@ class Sharded:
         finally:
             for unit in self.units:
                 unit.reshard()
+
+    def in_step(self, share: float = 1.0) -> AbstractContextManager[None]:
+        """While inside, ranks read their rows."""
+        return self.gathered()
 
     def reduce_next(self, reduce: bool) -> None:
         """Whether the next backward pass reduces gradients over ranks: only the last one of a step does.

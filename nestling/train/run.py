@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +119,7 @@ def run(
             ready.stream,
             config,
             folder,
-            evaluate=evaluate or held_out_loss(windows, rows=max(1, config.train.rows // ranks.size), ranks=ranks),
+            evaluate=evaluate or HeldOutLoss(windows, max(1, config.train.rows // ranks.size), ranks),
             resume=resume,
             checkpoint=checkpoint,
             trust=trust,
@@ -169,19 +168,25 @@ def load_run(folder: str | Path, *, say: Say = to_stderr) -> tuple[LanguageModel
     return model, tokenizer
 
 
-def held_out_loss(windows: Tensor, *, rows: int, ranks: Ranks) -> Callable[[nn.Module], dict[str, float]]:
+@dataclass(frozen=True)
+class HeldOutLoss:
     """A score: mean loss in nats per token over windows (n, T+1), each read from a fresh state with writes on.
 
-    Every rank reads its share of the windows, `rows` at once.
+    Every rank reads its share of the windows, `rows` at once, and all read equally often.
     """
 
-    @torch.no_grad()
-    def score(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total, mine = 0.0, windows[list(ranks.share(len(windows)))]
-        for part in mine.to(device).split(rows) if len(mine) else ():
-            loss, _ = model.loss(part[:, :-1], part[:, 1:])  # type: ignore[operator]
-            total += float(loss) * len(part)
-        return {"loss": ranks.sums([total * (ranks.part == 0)])[0] / len(windows)}
+    windows: Tensor
+    rows: int
+    ranks: Ranks
+    in_step = True  # see `train`
 
-    return score
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        device, ranks, count = next(model.parameters()).device, self.ranks, len(self.windows)
+        total, mine = 0.0, self.windows[list(ranks.share(count))].to(device)
+        for first in range(0, math.ceil(count * ranks.tensor / ranks.size), self.rows):
+            part = mine[first : first + self.rows]
+            read = part if len(part) else self.windows[:1].to(device)
+            loss, _ = model.loss(read[:, :-1], read[:, 1:])  # type: ignore[operator]
+            total += float(loss) * len(part)
+        return {"loss": ranks.sums([total * (ranks.part == 0)])[0] / count}

@@ -14,7 +14,7 @@ from nestling.train.alone import Alone, Layout
 from nestling.train.calibration import calibrate
 from nestling.train.checkpoint import Parts, load_weights
 from nestling.train.compile import compile_blocks
-from nestling.train.config import ParallelConfig, RunConfig, TrainConfig
+from nestling.train.config import RunConfig, TrainConfig
 from nestling.train.guard import Guard
 from nestling.train.metrics import peak_memory, write_counts, write_norms
 from nestling.train.optimizer import learning_rate, load_optimizer_tree, make_optimizer, optimizer_tree, set_rate
@@ -42,7 +42,7 @@ class Trainer:
             recompute_blocks(self.model)
         if config.train.compile:
             compile_blocks(self.model, config, self.ranks)
-        self.layout = layout_of(self.model, config.parallel, self.ranks, self.device)
+        self.layout = layout_of(self.model, config, self.ranks, self.device)
         self.relay = Relay(self.model, self.ranks, self.device)
         self.optimizer = make_optimizer(model, config.optim)
         self.guard = Guard(config.guard)
@@ -69,7 +69,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if due(self.step, config.calibrate_every, config.steps):
-            with self.layout.gathered():
+            with self.layout.in_step():
                 calibrate(self.model, self.stream, device=self.device)
 
         seconds = time.monotonic() - began
@@ -100,10 +100,10 @@ class Trainer:
         counts = [int((part.targets >= 0).sum()) for part, _ in parts]
         total = self.ranks.sums([sum(counts)])[0]
         value, after = 0.0, list[State]()
-        with self.layout.gathered():
+        with self.layout.in_step(self.ranks.size / total):
             for (part, state), count in zip(parts, counts, strict=True):
                 state = self.relay.take(state)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+                with self.precision():
                     loss, new = self.model.loss(part.inputs, part.targets, state=state, new_document=part.borders)
                 after.append(State(settled(new.tree), self.model))
                 self.relay.give(after[-1])
@@ -115,6 +115,12 @@ class Trainer:
         norm = self.layout.clip(self.config.optim.clip_norm)
         self.state = after[0] if len(after) == 1 else State.stack(after)
         return self.ranks.sums([value])[0], norm
+
+    def precision(self) -> torch.autocast:
+        """Of the arithmetic of a step. Weights that are freed after a pass leave no copy in bfloat16 behind."""
+        config = self.config
+        cache = not config.parallel.reshard
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=config.train.bf16, cache_enabled=cache)
 
     def leave_out(self, before: State | None) -> None:
         """Forget what a bad step did to the state. Raises FloatingPointError if it may not be left out."""
@@ -184,13 +190,19 @@ def recompute_blocks(model: Any) -> None:
         block.recompute = True
 
 
-def layout_of(model: nn.Module, config: ParallelConfig, ranks: Ranks, device: torch.device) -> Layout:
-    """All of the model here, or this rank's part of it."""
+def layout_of(model: nn.Module, config: RunConfig, ranks: Ranks, device: torch.device) -> Layout:
+    """All of the model here, or this rank's part of it. Raises ValueError for what `parallel.reshard` cannot train."""
     if ranks.size == 1:
         return Alone(model)
     from nestling.train.parallel import Sharded, mesh_of  # loads FSDP2, which takes a second
 
-    return Sharded(model, mesh_of(ranks, config, device))
+    mesh = mesh_of(ranks, config.parallel, device)
+    if not config.parallel.reshard:
+        return Sharded(model, mesh)
+    from nestling.train.reshard import Resharded, check_reshard
+
+    check_reshard(model.config, config.rows_per_part(ranks.size) * config.train.length)  # type: ignore[arg-type]
+    return Resharded(model, mesh, ranks)
 
 
 def parts_of(batch: Batch, state: State | None, count: int) -> list[tuple[Batch, State | None]]:

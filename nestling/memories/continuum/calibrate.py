@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.spread import whole, whole_norm
 from .level import ContinuumLevel
 from .linear import Reading
 
@@ -31,9 +30,9 @@ def calibrate(levels: dict[str, ContinuumLevel], now: Reading, loss: Tensor, *, 
         squares, sizes = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for (m, trace), grad in zip(uses, grads, strict=True):
             keys = trace.x.to(m.weight.dtype)
-            norms = whole_norm(trace.gradient(grad, keys).norm(), m.weight)
+            norms = m.over_parts(trace.gradient(grad, keys).norm())
             squares += (norms / tokens).square().mean().cpu()
-            sizes += whole(m.weight.square().sum()).cpu()
+            sizes += m.length().square().cpu()
             flat = keys.flatten(0, 1)
             m.remember(flat.T @ flat / len(flat), kappa=kappas[m], keep=keep)
         unit = (sizes / squares.clamp_min(1e-30)).sqrt()

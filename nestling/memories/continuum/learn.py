@@ -82,6 +82,7 @@ def observe(
     also: Sequence[Tensor] = (),
     retain: bool = False,
     exact: bool = False,
+    share: float | None = None,
 ) -> tuple[dict[str, Observation], list[Tensor | None]]:
     """What a recorded segment says about each level: the gradient of the task loss through all that came later.
 
@@ -92,13 +93,20 @@ def observe(
         valid: (B, T) bool, False = padding, which never counts as a key; None = all are real.
         also: further tensors whose gradients are wanted from the same backward pass.
         retain: keep the graph for an outer backward. exact: keep the gradient's own graph (meta-gradients).
+        share: also add the gradient of `share * loss` to `.grad` of all parameters.
     Returns the observations by level, and the gradients of `also` (None where the loss does not depend on one).
     """
     tape = now.tape or {}
     uses = [(m, trace) for m, traces in tape.items() for trace in traces]
     wanted = [trace.wanted for _, trace in uses] + list(also)
     with torch.autocast(loss.device.type, enabled=False):  # a backward pass has the precision of its forward pass
-        grads = torch.autograd.grad(loss, wanted, retain_graph=retain or exact, create_graph=exact, allow_unused=True)
+        grads: tuple[Tensor | None, ...]
+        if share is None:
+            grads = torch.autograd.grad(
+                loss, wanted, retain_graph=retain or exact, create_graph=exact, allow_unused=True
+            )
+        else:
+            grads = _accumulated(loss, wanted, share)
     found: dict[nn.Module, list[tuple[Trace, Tensor]]] = {}
     for (m, trace), grad in zip(uses, grads[: len(uses)], strict=True):
         if grad is not None:
@@ -106,6 +114,14 @@ def observe(
     with torch.autocast(loss.device.type, enabled=False):
         seen = {path: _observation(level, found, targets, valid, exact) for path, level in levels.items()}
     return seen, list(grads[len(uses) :])
+
+
+def _accumulated(loss: Tensor, wanted: list[Tensor], share: float) -> tuple[Tensor | None, ...]:
+    """The gradients of `loss` w.r.t. `wanted`, from a backward pass of `share * loss` into `.grad` of every leaf."""
+    for x in wanted:
+        x.retain_grad()
+    torch.autograd.backward(loss, torch.full_like(loss, share))
+    return tuple(None if x.grad is None else x.grad / share for x in wanted)
 
 
 def _observation(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ...core.level import Level
-from ...core.spread import whole, whole_norm
 from ...core.state import replace, state_class, where_rows
 from .linear import FastLinear
 from .matrix import FastMatrix
@@ -151,9 +150,9 @@ class ContinuumLevel(nn.Module):
                 steps[name] = FastMatrix(dense=step)
             share = torch.ones_like(share)
         steps = {name: self._metric(step, maps[name], s.seen.get(name)) for name, step in steps.items()}
-        weights = [m.weight for m in maps.values()]  # of one level, split alike
-        norms = whole_norm(torch.stack([step.norm() for step in steps.values()]), weights[0]) * share  # (maps, B)
-        sizes = torch.stack([whole(torch.linalg.vector_norm(weight)) for weight in weights])[:, None]
+        like = next(iter(maps.values()))  # maps of one level are split alike
+        norms = like.over_parts(torch.stack([step.norm() for step in steps.values()])) * share  # (maps, B)
+        sizes = torch.stack([m.length() for m in maps.values()])[:, None]
         scales = self._scales(norms, sizes)
         delta = dict(s.delta)
         for name, scale in zip(steps, -scales * share, strict=True):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...core.spread import by_parts, is_spread, local
+from ...core.spread import by_parts, is_spread, local, whole, whole_norm
 from .matrix import FastMatrix
 
 _MERGE_FROM = 16  # tokens from which W + D is formed once instead of applying W and D one after the other
@@ -146,6 +146,7 @@ class FastLinear(nn.Linear):
 
     inner_keys: Tensor | None
     inner_metric: Tensor | None
+    noted: Tensor | None = None  # the length of the weight, while the weight itself is spread over processes
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False, metric: bool = False) -> None:
         super().__init__(in_features, out_features, bias=bias)
@@ -227,6 +228,14 @@ class FastLinear(nn.Linear):
             return Bend(_differentiable(weight), keys=[])
         zero = torch.zeros((), dtype=_dtype_of_products(weight), device=weight.device)
         return Bend(weight, zero.expand(rows, tokens, self.out_features).requires_grad_(), keys=[])
+
+    def length(self) -> Tensor:
+        """The Frobenius norm of the weight."""
+        return whole(torch.linalg.vector_norm(self.weight)) if self.noted is None else self.noted
+
+    def over_parts(self, norms: Tensor) -> Tensor:
+        """Norms of what is split as the weight is, from those of this process's part; all of it is here while noted."""
+        return whole_norm(norms, self.weight) if self.noted is None else norms
 
     def remember(self, moment: Tensor, *, kappa: float, keep: float) -> None:
         """Fold the second moment (I, I) of inputs on old text into the metric; `keep` in [0, 1) stays of before."""
