@@ -6,6 +6,7 @@ is printed as JSON.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -139,6 +140,7 @@ def plans(rank: int, folder: Path) -> None:
         trainer.next_step()
         with Exchanged() as counted:
             trainer.next_step()
+        gc.collect()
         held = min(peak_bytes(trainer.next_step) for _ in range(3))  # gloo may hold a buffer for a moment longer
         made = plan(config, model, 2, GPUS["h100"])
         resting = 2 * made.parameters + made.memory["optimizer"]  # half of the weights, 4 bytes each

@@ -72,7 +72,7 @@ def test_a_step_holds_what_is_planned(found: dict) -> None:
     for rank in found["plans"]:
         whole, freed = rank["transformer, whole"], rank["transformer, reshard"]
         for made in (whole, freed):
-            assert made["bytes"]["counted"] == pytest.approx(made["bytes"]["planned"], rel=0.15)
+            assert made["bytes"]["counted"] == pytest.approx(made["bytes"]["planned"], rel=0.2)
         assert whole["bytes"]["counted"] - freed["bytes"]["counted"] > 1.5 * whole["weights"]
 
 
