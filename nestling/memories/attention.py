@@ -62,7 +62,9 @@ class Attention(nn.Module):
         rows, tokens, _ = x.shape
         start = torch.zeros(rows, dtype=torch.long, device=x.device) if state is None else state.position
         positions = start[:, None] + torch.arange(tokens, device=x.device)
-        q, k, v = self.qkv(x).view(rows, tokens, 3, -1, self.width).unbind(2)  # heads of this part
+        qkv = self.qkv(x)
+        heads = qkv.shape[-1] // (3 * self.width)  # of this part, where ranks split them
+        q, k, v = qkv.view(rows, tokens, 3, heads, self.width).unbind(2)
         cos, sin = rotary(positions, self.width, x.dtype, self.rotary_base)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if isinstance(state, OpenCache):
