@@ -29,7 +29,7 @@ from nestling.core.state import nbytes
 from nestling.data import Tokens, TokenStream
 from nestling.models import LanguageModel, ModelConfig, from_config
 from nestling.train.config import RunConfig
-from nestling.train.splits import splits_of
+from nestling.train.parallel.splits import splits_of
 from nestling.train.trainer import Trainer
 
 FLOAT = 4  # bytes of a weight, a gradient and a moment; a run in bf16 keeps these in float32

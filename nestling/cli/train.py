@@ -33,7 +33,7 @@ def run(parser: Parser, arguments: list[str]) -> int:
     """Train; returns 0 when all steps are done, 130 when a signal stopped the run."""
     from nestling import train
     from nestling.train import RunConfig, config_to_json
-    from nestling.train.ranks import restarted
+    from nestling.train.parallel.ranks import restarted
     from nestling.train.run import run_config
 
     rest, changes = overrides.split(arguments, RunConfig)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 class Company:
-    """One process alone, which agrees with itself. `nestling.train.reshard` has the one of many.
+    """One process alone, which agrees with itself. `nestling.train.parallel.reshard` has the one of many.
 
     Attributes:
         share: what the sum of the token losses counts in the gradient of the parameters, which backward passes then

@@ -9,7 +9,7 @@ from typing import Any
 
 from nestling.models.compiled import CompiledRead
 from nestling.train.config import RunConfig
-from nestling.train.ranks import Ranks
+from nestling.train.parallel.ranks import Ranks
 
 BACKEND = "inductor"  # of torch.compile
 

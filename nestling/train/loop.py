@@ -28,7 +28,7 @@ from nestling.train.config import RunConfig
 from nestling.train.config_file import config_to_json
 from nestling.train.interrupt import StopSignals
 from nestling.train.journal import Journal
-from nestling.train.ranks import Ranks, joined, watched
+from nestling.train.parallel.ranks import Ranks, joined, watched
 from nestling.train.run_folder import RunFolder, read_any
 from nestling.train.trainer import Trainer, due
 

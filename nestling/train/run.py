@@ -31,8 +31,8 @@ from nestling.train.checkpoint import load_weights, newest_weights
 from nestling.train.config import DataConfig, RunConfig
 from nestling.train.config_file import from_dict
 from nestling.train.loop import Evaluate, Say, TrainResult, to_stderr, train
+from nestling.train.parallel.ranks import Ranks, joined, ranks_of
 from nestling.train.random_state import seed_all
-from nestling.train.ranks import Ranks, joined, ranks_of
 from nestling.train.run_folder import any_weights
 
 

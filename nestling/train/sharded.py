@@ -33,9 +33,9 @@ from nestling.train.checkpoint import DamagedCheckpoint, Parts, load_weights, re
 from nestling.train.config import RunConfig
 from nestling.train.files import sync_folder, write_file
 from nestling.train.optimizer import with_tuples
-from nestling.train.pieces import LoadPieces, Part, SavePieces
+from nestling.train.parallel.pieces import LoadPieces, Part, SavePieces
+from nestling.train.parallel.ranks import Ranks
 from nestling.train.random_state import random_state
-from nestling.train.ranks import Ranks
 from nestling.train.trainer import Trainer
 
 FORMAT = "nestling-sharded-1"

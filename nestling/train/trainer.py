@@ -10,7 +10,6 @@ from torch import nn
 
 from nestling.data import Batch, TokenStream
 from nestling.models.state import State
-from nestling.train.alone import Alone, Layout
 from nestling.train.calibration import calibrate
 from nestling.train.checkpoint import Parts, load_weights
 from nestling.train.compile import compile_blocks
@@ -18,9 +17,10 @@ from nestling.train.config import RunConfig, TrainConfig
 from nestling.train.guard import Guard
 from nestling.train.metrics import peak_memory, write_counts, write_norms
 from nestling.train.optimizer import learning_rate, load_optimizer_tree, make_optimizer, optimizer_tree, set_rate
+from nestling.train.parallel.alone import Alone, Layout
+from nestling.train.parallel.ranks import Ranks, local_device
+from nestling.train.parallel.sequence import Relay, check_sequence
 from nestling.train.random_state import random_state, set_random_state
-from nestling.train.ranks import Ranks, local_device
-from nestling.train.sequence import Relay, check_sequence
 from nestling.train.settled import settled
 
 
@@ -194,12 +194,12 @@ def layout_of(model: nn.Module, config: RunConfig, ranks: Ranks, device: torch.d
     """All of the model here, or this rank's part of it. Raises ValueError for what `parallel.reshard` cannot train."""
     if ranks.size == 1:
         return Alone(model)
-    from nestling.train.parallel import Sharded, mesh_of  # loads FSDP2, which takes a second
+    from nestling.train.parallel.fsdp import Sharded, mesh_of  # loads FSDP2, which takes a second
 
     mesh = mesh_of(ranks, config.parallel, device)
     if not config.parallel.reshard:
         return Sharded(model, mesh)
-    from nestling.train.reshard import Resharded, check_reshard
+    from nestling.train.parallel.reshard import Resharded, check_reshard
 
     check_reshard(model.config, config.rows_per_part(ranks.size) * config.train.length)  # type: ignore[arg-type]
     return Resharded(model, mesh, ranks)

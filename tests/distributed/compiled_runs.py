@@ -6,28 +6,20 @@ python -m tests.distributed.compiled_runs FOLDER
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch._dynamo  # before the fork
 from torch._dynamo.utils import counters
 
 from nestling.train import compile as compiling
-from tests.distributed.train_runs import config_of, difference, quiet_run, together, write_texts
+from tests.distributed.programs import begun, difference, quiet_run, together
+from tests.distributed.train_runs import config_of
 from tests.train.small_runs import with_train
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
+    folder = begun()
     compiling.BACKEND = "aot_eager"
-    write_texts(folder)
-    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
     made = config_of()
     made = replace(made, model=replace(made.model, name="hope-attention", periods=(16.0,)))
     made = with_train(made, length=16, stream_length=64)  # whole segments, where no document ends

@@ -20,9 +20,9 @@ from nestling.bench.plan import trainer_of
 from nestling.core.spread import whole
 from nestling.models import config_of
 from nestling.train import RunConfig, TrainConfig
-from nestling.train.ranks import joined
+from nestling.train.parallel.ranks import joined
 from nestling.train.trainer import Trainer
-from tests.distributed.train_runs import together
+from tests.distributed.programs import together
 
 MODEL = config_of("hope", dim=16, depth=1, heads=1, chunk_size=64, periods=(4096.0, 16384.0))
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -29,9 +27,10 @@ from nestling.models import config_of as model_config
 from nestling.models import from_config
 from nestling.models.reader import Reader
 from nestling.train import ParallelConfig, RunConfig, TrainConfig, prepare
-from nestling.train.ranks import joined
+from nestling.train.parallel.ranks import joined
 from nestling.train.trainer import Trainer
-from tests.distributed.train_runs import STEPS, config_of, difference, quiet_run, together, write_texts
+from tests.distributed.programs import STEPS, begun, difference, quiet_run, together
+from tests.distributed.train_runs import config_of
 
 LAYOUTS = {
     "whole": ParallelConfig(),
@@ -166,11 +165,7 @@ def resumed(folder: Path, data: Path, config: RunConfig, whole: Path) -> dict[st
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    write_texts(folder)
-    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
+    folder = begun()
     hope, found = blocks_of(config_of(), 2), dict[str, Any]()
     quiet_run(hope, folder / "hope-1", folder)
     outer = replace(hope, model=replace(hope.model, options={"outer": "sequence"}))

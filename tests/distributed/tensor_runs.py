@@ -6,8 +6,6 @@ python -m tests.distributed.tensor_runs FOLDER
 from __future__ import annotations
 
 import json
-import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,12 @@ from nestling.core.state import flatten
 from nestling.models.split import split_of_state
 from nestling.train import RunConfig, prepare
 from nestling.train.checkpoint import read_checkpoint
-from nestling.train.ranks import joined
+from nestling.train.parallel.ranks import joined
+from nestling.train.parallel.splits import splits_of
 from nestling.train.run_folder import any_weights
 from nestling.train.sharded import load_sharded
-from nestling.train.splits import splits_of
 from nestling.train.trainer import Trainer
-from tests.distributed.train_runs import ROWS, STEPS, difference, quiet_run, together, write_texts
+from tests.distributed.programs import ROWS, STEPS, begun, difference, quiet_run, together
 from tests.train.small_runs import small
 
 MIDDLE = f"checkpoints/step-{STEPS // 2:08d}"
@@ -191,10 +189,7 @@ def bytes_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    write_texts(folder)
-    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
+    folder = begun(torch.float32)
     found: dict[str, Any] = {name: compare(name, folder) for name in CASES}
     torch.set_default_dtype(torch.float64)
     found["resumed"] = resumed(folder / "resumed", folder)

@@ -4,34 +4,21 @@ A small Hope with levels that write, and a Transformer; rows hold borders of doc
 float64.
 """
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from nestling.bench.plan import GPUS, plan
 from nestling.models import config_of
 from nestling.train import OptimConfig, ParallelConfig, RunConfig, TrainConfig
-from nestling.train.reshard import check_reshard
-
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(1800)  # eight runs, some of several processes
+from nestling.train.parallel.reshard import check_reshard
+from tests.distributed.programs import printed
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What reshard_runs.py printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "tests.distributed.reshard_runs", str(folder)]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1750
-    )
-    assert ran.returncode == 0, ran.stderr + (folder / "log.txt").read_text()
-    return json.loads(ran.stdout)
+    return printed("reshard_runs", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("name", ["hope", "hybrid", "outer", "transformer"])

@@ -6,27 +6,15 @@ losses and weights are compared to 1e-6 of their size there, and to 1e-10 in flo
 M3 orthogonalise in float32, of a matrix whose rows lie in another order: 1e-5, as without split matrices.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.distributed.programs import printed
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What tensor_runs.py printed."""
-    folder = tmp_path_factory.mktemp("tensor")
-    command = [sys.executable, "-m", "tests.distributed.tensor_runs", str(folder)]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-    )
-    assert ran.returncode == 0, ran.stderr + (folder / "log.txt").read_text()
-    return json.loads(ran.stdout)
+    return printed("tensor_runs", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize(

@@ -4,27 +4,15 @@ A small Hope with levels that write, ten steps, some of whose rows hold borders 
 Newton-Schulz in float32.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.distributed.programs import printed
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What train_runs.py printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "tests.distributed.train_runs", str(folder)]
-    ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
-    )
-    assert ran.returncode == 0, ran.stderr + (folder / "log.txt").read_text()
-    return json.loads(ran.stdout)
+    return printed("train_runs", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,31 @@
 """Run by test_train.py: the same small runs by one, two and four processes; what differs is printed as JSON.
 
-    python -m tests.distributed.train_runs FOLDER
-
-The processes are forked from one that has loaded everything, and meet in a file: a port may be taken.
+python -m tests.distributed.train_runs FOLDER
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
-import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint  # before the fork
 import torch.distributed.fsdp
 
+from nestling.core.spread import whole
 from nestling.core.state import flatten
-from nestling.train import RunConfig, prepare, read_metrics, run
+from nestling.train import RunConfig, prepare
 from nestling.train.checkpoint import DamagedCheckpoint, read_checkpoint
-from nestling.train.ranks import joined
+from nestling.train.parallel.ranks import joined
 from nestling.train.run import load_run, run_config
 from nestling.train.run_folder import read_any
 from nestling.train.sharded import ShardedCheckpoints, load_sharded
 from nestling.train.trainer import Trainer
+from tests.distributed.programs import ROWS, STEPS, begun, difference, quiet_run, together
 from tests.train.small_runs import small
-
-STEPS, ROWS = 10, 4
 
 
 def config_of(matrices: str = "adamw", **parallel: Any) -> RunConfig:
@@ -52,76 +43,12 @@ def stretched() -> RunConfig:
     return replace(made, train=replace(made.train, length=64, stream_length=256))
 
 
-def write_texts(folder: Path) -> None:
-    """Documents shorter than a step, so that ranks cut their rows at different places."""
-    (folder / "texts").mkdir()
-    for i in range(40):
-        (folder / "texts" / f"{i:02d}.txt").write_text(f"{i} times {i} is {i * i}. " * (4 + i % 5))
-
-
-def fork(size: int, folder: Path, work: Callable[[int], None], patience: float = 300.0) -> list[int]:
-    """`work(rank)` in `size` processes that form a group; their numbers. At the end they wait for each other."""
-    meeting = folder / f"meeting-{time.monotonic_ns()}"
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            store = dist.FileStore(str(meeting), size)
-            store.set_timeout(timedelta(seconds=patience))
-            limit = timedelta(seconds=patience)
-            dist.init_process_group("gloo", rank=rank, world_size=size, store=store, timeout=limit)
-            work(rank)
-            store.set(f"done {rank}", "")
-            store.wait([f"done {other}" for other in range(size)])
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)  # gloo's threads sometimes abort a process that shuts it down (torch 2.13)
-    return children
-
-
-def wait(children: list[int]) -> list[int]:
-    """Exit codes, negative for a signal."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def together(size: int, folder: Path, work: Callable[[int], None]) -> None:
-    codes = wait(fork(size, folder, work))
-    assert codes == [0] * size, codes
-
-
-def quiet_run(config: RunConfig, folder: Path, data: Path, **options: Any) -> None:
-    run(config, folder, data=data, say=lambda line: None, **options)
-
-
-def difference(one: Path, other: Path) -> dict[str, float]:
-    """How far the last weights, the losses and the counts of writes of two runs are apart."""
-    a, b = (load_run(path)[0].state_dict() for path in (one, other))
-    weights = max(float((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-3)) for n in b)
-    left, right = (read_metrics(path / "metrics.jsonl") for path in (one, other))
-    assert len(left) == len(right) == STEPS
-    loss = max(abs(x["loss"] - y["loss"]) for x, y in zip(left, right, strict=True))
-    held_out = max(
-        abs(x["validation"]["loss"] - y["validation"]["loss"])
-        for x, y in zip(left, right, strict=True)
-        if "validation" in x
-    )
-    writes = [[r["writes"] for r in records] for records in (left, right)]
-    return {"weights": weights, "loss": loss, "held_out": held_out, "writes": float(writes[0] != writes[1])}
-
-
 def bits(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Everything a trainer holds, whole, by name; of the state the rows of this rank."""
-    model = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.state_dict().items()}
-    held = {f"model.{n}": p for n, p in model.items()}
+    held = {f"model.{n}": whole(p) for n, p in trainer.model.state_dict().items()}
     for i, state in enumerate(trainer.optimizer.state_dict()["state"].values()):
         for key, x in state.items():
-            held[f"optimizer.{i}.{key}"] = x.full_tensor() if hasattr(x, "full_tensor") else torch.as_tensor(x)
+            held[f"optimizer.{i}.{key}"] = whole(torch.as_tensor(x))
     if trainer.state is not None:
         held |= {f"state.{name}": x for name, x in flatten(trainer.state.tree)[0].items()}
     return {name: x.clone() for name, x in held.items()}
@@ -155,12 +82,12 @@ def read_on_others(rank: int, folder: Path, data: Path) -> None:
     torch.save(bits(trainer), folder / f"held-{trainer.ranks.size}-{rank}.pt")
 
 
-def others_hold(whole: dict[str, torch.Tensor], folder: Path, size: int) -> bool:
-    """Whether any of `size` ranks holds other bits than `whole`; of a state each has its rows."""
+def others_hold(held: dict[str, torch.Tensor], folder: Path, size: int) -> bool:
+    """Whether any of `size` ranks holds other bits than `held`; of a state each has its rows."""
     for rank in range(size):
         found = torch.load(folder / f"held-{size}-{rank}.pt")
         rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
-        expected = {name: x[rows] if name.startswith("state.") else x for name, x in whole.items()}
+        expected = {name: x[rows] if name.startswith("state.") else x for name, x in held.items()}
         if found.keys() != expected.keys() or not all(torch.equal(x, found[name]) for name, x in expected.items()):
             return True
     return False
@@ -234,11 +161,7 @@ def damaged(checkpoint: Path) -> str:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    write_texts(folder)
-    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT), 2)
+    folder = begun()
     (folder / "background").mkdir()
     found: dict[str, Any] = {"background": background(folder / "background", folder)}
     cases = {

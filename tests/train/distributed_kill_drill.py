@@ -24,7 +24,7 @@ import torch
 
 from nestling.train import RunConfig, checkpoints, load_run, read_metrics, run
 from nestling.train.checkpoint import step_of
-from tests.distributed.train_runs import fork, wait
+from tests.distributed.programs import fork, wait
 from tests.train.small_runs import losses, same, small
 
 SIZE, PATIENCE = 2, 20.0

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from nestling.train.meeting import assembled
+from nestling.train.parallel.meeting import assembled
 
 LIMIT = timedelta(seconds=20)
 

@@ -7,8 +7,8 @@ import torch
 
 from nestling.core.state import flatten
 from nestling.models import build, config_of
-from nestling.train.ranks import Ranks
-from nestling.train.sequence import check_sequence
+from nestling.train.parallel.ranks import Ranks
+from nestling.train.parallel.sequence import check_sequence
 
 
 @pytest.mark.parametrize("name", ["hope", "hope-attention"])

@@ -11,8 +11,8 @@ from nestling.models import build
 from nestling.models.split import split_of_state
 from nestling.train import OptimConfig, ParallelConfig, RunConfig
 from nestling.train.compile import compile_blocks
-from nestling.train.ranks import Ranks, joined
-from nestling.train.splits import splits_of
+from nestling.train.parallel.ranks import Ranks, joined
+from nestling.train.parallel.splits import splits_of
 
 SMALL: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "hidden": 40, "chunk_size": 8, "inner_kappa": 0.0}
 LEVELS: dict[str, Any] = SMALL | {"periods": (16.0, 32.0)}

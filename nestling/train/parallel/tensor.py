@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from nestling.core.spread import Split
-from nestling.train.splits import splits_of
+from nestling.train.parallel.splits import splits_of
 
 
 def split_model(model: nn.Module, mesh: DeviceMesh) -> dict[str, Split]:

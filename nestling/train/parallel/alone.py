@@ -1,4 +1,4 @@
-"""A model on one process: nothing to gather, nothing to reduce. `parallel.Sharded` is its counterpart for many."""
+"""A model on one process: nothing to gather, nothing to reduce. `fsdp.Sharded` is its counterpart for many."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from nestling.core.state import Tree, flatten, unflatten
 from nestling.data import Batch
 from nestling.models import ModelConfig
 from nestling.models.state import State
-from nestling.train.ranks import Ranks
+from nestling.train.parallel.ranks import Ranks
 
 
 class Post:

@@ -23,8 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from nestling.models import ModelConfig
 from nestling.models.company import ALONE, Company
 from nestling.models.reader import GRAPH_TOKENS
-from nestling.train.parallel import Sharded
-from nestling.train.ranks import Ranks
+from nestling.train.parallel.fsdp import Sharded
+from nestling.train.parallel.ranks import Ranks
 
 
 class InStep(Company):

@@ -28,8 +28,8 @@ from nestling.core.state import Tree, flatten, unflatten
 from nestling.models.split import split_of_state
 from nestling.optim.sharded import part_like
 from nestling.train.config import ParallelConfig
-from nestling.train.ranks import Ranks
-from nestling.train.tensor import across, check_across, same_everywhere, split_model
+from nestling.train.parallel.ranks import Ranks
+from nestling.train.parallel.tensor import across, check_across, same_everywhere, split_model
 
 ENTRIES = ("loss", "calibrate")  # methods of a model that count as its forward pass
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from nestling.train.config import ParallelConfig
-from nestling.train.meeting import meet
+from nestling.train.parallel.meeting import meet
 
 T = TypeVar("T")
 
