@@ -33,7 +33,7 @@ from recipes.command import parser_of, run
 from recipes.fitting import fit
 from recipes.recall import BASELINES, against, best_rate, loss_on, make, shown, shown_difference, table
 
-DIM, STEPS, TOKENS, TESTED, TEST_SEED = 32, 100, 1024, 128, 30_000
+DIM, STEPS, TOKENS, TESTED, TEST_SEED = 32, 1_000, 1024, 128, 30_000
 MODELS = ("hope", *BASELINES)
 TASKS = (
     "in-context-recall",
@@ -134,7 +134,7 @@ def run_cell(name: str, task: MADTask, lr: float, seed: int, label: str = "base"
         parameters = sum(p.numel() for p in model.parameters())
         return {"rate": lr, "parameters": parameters, "loss": loss, "accuracy": found.accuracy}
 
-    return cell(RUNS, f"{task.name}-{label}-{name}-{seed}", work)
+    return cell(RUNS, f"{task.name}-{label}-{STEPS}-{name}-{seed}", work)
 
 
 def grid() -> dict[str, MADTask]:
