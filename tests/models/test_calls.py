@@ -84,6 +84,21 @@ def test_a_new_document_forgets_what_its_policy_says(reset):
         assert_close(logits[:, border:], alone, "second document, memory kept", 1e-9)
 
 
+def test_rows_that_forget_do_so_where_float64_is_the_default():
+    """From a border in its first segment on a row writes at times of its own."""
+    model, tokens = tiny(**FAST, reset="document"), text(2, 30)
+    starts = torch.zeros(2, 30, dtype=torch.bool)
+    starts[0, 2] = True
+    expected, _ = read(model, tokens, new_document=starts)
+    torch.set_default_dtype(torch.float64)
+    try:
+        logits, state = read(model, tokens, new_document=starts)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(logits, expected, "logits", 1e-12)
+    assert {level.norm.dtype for level in state.tree.fast.values()} == {torch.float32}
+
+
 def test_a_document_border_closes_the_segment_with_the_targets_that_are_known():
     """Row of 6 + 6 tokens, period 4: writes after 4 and, 2 + 2 tokens later, across the border, after 8."""
     model = tiny(periods=(4,), inner_lr=0.05)

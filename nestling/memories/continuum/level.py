@@ -117,7 +117,9 @@ class ContinuumLevel(nn.Module):
     def initial_state(self, rows: int, device: torch.device) -> LevelState:
         """The state before the first token: nothing written, all clocks at zero."""
         count = torch.zeros(rows, dtype=torch.long, device=device)
-        return LevelState({}, {}, {}, {}, {}, {}, count, count, count, torch.zeros(rows, device=device))
+        return LevelState(
+            {}, {}, {}, {}, {}, {}, count, count, count, torch.zeros(rows, dtype=torch.float32, device=device)
+        )
 
     def absorb(self, state: LevelState, seen: Observation, tokens: Tensor, due: Tensor) -> LevelState:
         """Close a segment of `tokens` (B,) tokens: add what it says, and write in the rows that are `due` (B,).
