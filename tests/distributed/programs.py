@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # before the fork: FSDP2 imports it, two seconds for every rank
 import torch.distributed as dist
-import torch.distributed.checkpoint  # before the fork
+import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
 from nestling.train import RunConfig, read_metrics, run
@@ -95,12 +96,17 @@ def quiet_run(config: RunConfig, folder: Path, data: Path, **options: Any) -> No
     run(config, folder, data=data, say=lambda line: None, **options)
 
 
-def difference(one: Path, other: Path) -> dict[str, float]:
+def saved(run: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def difference(one: Path, other: Path, steps: int = STEPS) -> dict[str, float]:
     """How far the last weights, the losses and the counts of writes of two runs are apart."""
     a, b = (load_run(path)[0].state_dict() for path in (one, other))
     weights = max(float((a[n] - b[n]).abs().max() / b[n].abs().max().clamp_min(1e-3)) for n in b)
     left, right = (read_metrics(path / "metrics.jsonl") for path in (one, other))
-    assert len(left) == len(right) == STEPS
+    assert len(left) == len(right) == steps
     loss = max(abs(x["loss"] - y["loss"]) for x, y in zip(left, right, strict=True))
     held_out = max(
         abs(x["validation"]["loss"] - y["validation"]["loss"])

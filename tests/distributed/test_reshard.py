@@ -55,12 +55,13 @@ def test_ranks_make_the_same_passes_though_their_segments_end_at_different_place
 
 
 def test_a_step_holds_what_is_planned(found: dict) -> None:
-    """Beyond what lies there between steps, by the allocator's record; few tokens, so that weights are most of it."""
+    """Beyond what lies there between steps, by the allocator's record; few tokens, so that weights are most of it. The
+    plan is up to a fifth above what is held."""
     for rank in found["plans"]:
-        whole, freed = rank["transformer, whole"], rank["transformer, reshard"]
+        whole, freed = rank["transformer, whole"]["bytes"], rank["transformer, reshard"]["bytes"]
         for made in (whole, freed):
-            assert made["bytes"]["counted"] == pytest.approx(made["bytes"]["planned"], rel=0.2)
-        assert whole["bytes"]["counted"] - freed["bytes"]["counted"] > 1.5 * whole["weights"]
+            assert 0.8 * made["planned"] < made["counted"] < 1.02 * made["planned"]
+        assert whole["counted"] - freed["counted"] > 1.5 * whole["weights"]
 
 
 @pytest.mark.parametrize("name", ["transformer", "hope"])

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint  # before the fork
-import torch.distributed.fsdp
 
 from nestling.core.spread import whole
 from nestling.core.state import flatten
@@ -24,7 +22,7 @@ from nestling.train.run import load_run, run_config
 from nestling.train.run_folder import read_any
 from nestling.train.sharded import ShardedCheckpoints, load_sharded
 from nestling.train.trainer import Trainer
-from tests.distributed.programs import ROWS, STEPS, begun, difference, quiet_run, together
+from tests.distributed.programs import ROWS, STEPS, begun, difference, quiet_run, saved, together
 from tests.train.small_runs import small
 
 
@@ -125,7 +123,7 @@ def load_from_one(rank: int, folder: Path, data: Path, checkpoint: Path) -> None
 
 def from_one(folder: Path, data: Path, one: Path) -> dict[str, Any]:
     """The checkpoint that one process wrote after five steps, read by two and by four, which go on to the end."""
-    checkpoint, found = one / "checkpoints" / f"step-{STEPS // 2:08d}", dict[str, Any]()
+    checkpoint, found = saved(one, STEPS // 2), dict[str, Any]()
     load_from_one(0, folder, data, checkpoint)
     held, differs = torch.load(folder / "held-1-0.pt"), False
     for size in (2, 4):
@@ -133,7 +131,7 @@ def from_one(folder: Path, data: Path, one: Path) -> dict[str, Any]:
         differs |= others_hold(held, folder, size)
         spread = folder / f"spread-{size}"
         shutil.copytree(one, spread)
-        shutil.rmtree(spread / "checkpoints" / f"step-{STEPS:08d}")
+        shutil.rmtree(saved(spread, STEPS))
         together(size, folder, lambda rank: quiet_run(config_of(), spread, data, resume=True))  # noqa: B023
         found[f"on {size}"] = difference(spread, one)
     return {"differs": differs, **found}
@@ -143,7 +141,7 @@ def goes_on(done: Path, data: Path) -> bool:
     """Whether two ranks that go on from the middle of a run of theirs end with the same bits."""
     again, config = done.with_name(f"{done.name}-again"), run_config(done)
     shutil.copytree(done, again)
-    shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08d}")
+    shutil.rmtree(saved(again, STEPS))
     together(2, data, lambda rank: quiet_run(config, again, data, resume=True))
     one, other = (load_run(path)[0].state_dict() for path in (done, again))
     return all(torch.equal(one[name], other[name]) for name in one)

@@ -146,7 +146,7 @@ def test_one_tiny_cell_of_the_grid_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(mad, "grid", lambda: small)
     monkeypatch.setattr(mad, "rate_of", lambda name: 1e-2)
     mad.main(["--grid", "--models", "delta-net", "--tasks", "compression", "--seeds", "1"])
-    assert [path.name for path in tmp_path.iterdir()] == ["compression-length=8-delta-net-0.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["compression-length=8-2-delta-net-0.json"]
 
 
 def test_the_page_of_mad_has_a_column_for_each_task_and_their_mean() -> None:
