@@ -31,7 +31,7 @@ from recipes import mqar
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
 from recipes.command import parser_of, run
 from recipes.fitting import fit
-from recipes.recall import BASELINES, against, best_rate, loss_on, make, shown, shown_difference, table
+from recipes.recall import BASELINES, HOPE, Parts, against, best_rate, loss_on, make, shown, shown_difference, table
 
 DIM, STEPS, TOKENS, TESTED, TEST_SEED = 32, 1_000, 1024, 128, 30_000
 MODELS = ("hope", *BASELINES)
@@ -96,9 +96,9 @@ def positions(length: int, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def model_for(name: str, task: MADTask) -> nn.Module:
+def model_for(name: str, task: MADTask, parts: Parts = HOPE) -> nn.Module:
     """A model, with a decoder where the task wants one."""
-    model = make(name, task.vocab_size, DIM)
+    model = make(name, task.vocab_size, DIM, parts)
     return Compressor(model) if task.name == "compression" else model
 
 
@@ -116,23 +116,33 @@ def pool(task: MADTask, rows: int, seed: int) -> Examples:
     return replace(task, training=True).examples(count, (task.length, task.length), seed)
 
 
+def trained(model: nn.Module, task: MADTask, lr: float, seed: int, device: str = "cpu") -> float:
+    """Train a model on a task; its last losses."""
+    rows = min(64, max(1, TOKENS // task.length))
+    examples = pool(task, rows, seed)
+
+    def loss_at(step: int) -> Tensor:
+        part = examples.take(torch.arange(step * rows, (step + 1) * rows) % len(examples))
+        return loss_on(model, Examples(part.tokens.to(device), part.targets.to(device)))
+
+    return fit(model, loss_at, steps=STEPS, lr=lr)
+
+
+def asked(model: nn.Module, task: MADTask, seed: int, device: str = "cpu") -> float:
+    """Share of right answers to the examples of a seed."""
+    return score(model, task, TESTED, (task.length, task.length), seed=seed, device=device).accuracy
+
+
 def run_cell(name: str, task: MADTask, lr: float, seed: int, label: str = "base", device: str = "cpu") -> Cell:
     """Train one model on one task, and ask it."""
 
     def work() -> Cell:
         torch.manual_seed(seed)
         model = model_for(name, task).to(device)
-        rows = min(64, max(1, TOKENS // task.length))
-        examples = pool(task, rows, seed)
-
-        def loss_at(step: int) -> Tensor:
-            part = examples.take(torch.arange(step * rows, (step + 1) * rows) % len(examples))
-            return loss_on(model, Examples(part.tokens.to(device), part.targets.to(device)))
-
-        loss = fit(model, loss_at, steps=STEPS, lr=lr)
-        found = score(model, task, TESTED, (task.length, task.length), seed=TEST_SEED, device=device)
+        loss = trained(model, task, lr, seed, device)
         parameters = sum(p.numel() for p in model.parameters())
-        return {"rate": lr, "parameters": parameters, "loss": loss, "accuracy": found.accuracy}
+        accuracy = asked(model, task, TEST_SEED, device)
+        return {"rate": lr, "parameters": parameters, "loss": loss, "accuracy": accuracy}
 
     return cell(RUNS, f"{task.name}-{label}-{STEPS}-{name}-{seed}", work)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nestling.evals.statistics import Interval, interval, paired, verdict
 from nestling.evals.suite import NOTHING, Examples
 from nestling.memories.projections import ShortConvolution
-from nestling.memories.self_modifying import SelfModifyingTitans
+from nestling.memories.self_modifying import MemoryKind, Rule, SelfModifyingTitans
 from nestling.models import LanguageModel, config_of, from_config, matched
 from nestling.models.config import ModelConfig
 from nestling.models.presets import count
@@ -42,7 +42,23 @@ MODELS = ("hope", *BASELINES, "hope-default")
 RATES = (1e-2, 5e-3, 2e-2)
 
 
-def hope(config: ModelConfig) -> LanguageModel:
+@dataclass(frozen=True)
+class Parts:
+    """What `hope` is made of; another recipe changes one of these at a time."""
+
+    memory: MemoryKind = "linear"
+    rule: Rule = Rule()
+    half_life: float = 1e6  # of the memory that is read, at initialisation, in tokens
+    taps: int = 2  # of the convolution, all equal at first
+    activation: bool = False  # SiLU behind it
+    eta: float = -1.0  # bias of its gate
+    equal: bool = True  # queries come from a memory that starts as the keys'
+
+
+HOPE = Parts()
+
+
+def hope(config: ModelConfig, parts: Parts = HOPE) -> LanguageModel:
     """Hope for recall, see above."""
 
     def mixer(config: ModelConfig) -> nn.Module:
@@ -50,38 +66,40 @@ def hope(config: ModelConfig) -> LanguageModel:
             config.dim,
             config.heads,
             chunk_size=config.chunk_size,
-            memory="linear",
-            adaptive_q=True,
-            half_life=1e6,
-            convolution=ShortConvolution(config.dim, width=2, activation=False),
+            memory=parts.memory,
+            rule=parts.rule,
+            adaptive_q=parts.equal,
+            half_life=parts.half_life,
+            convolution=ShortConvolution(config.dim, width=parts.taps, activation=parts.activation),
         )
-        nn.init.constant_(layer.conv.weight, 0.5)
-        nn.init.constant_(layer.eta_bias, -1.0)
-        q, k = (layer.names.index(name) for name in "qk")
-        with torch.no_grad():
-            for initial in layer.initial:
-                initial[:, q] = initial[:, k]
+        nn.init.constant_(layer.conv.weight, 1 / parts.taps)
+        nn.init.constant_(layer.eta_bias, parts.eta)
+        if parts.equal:
+            q, k = (layer.names.index(name) for name in "qk")
+            with torch.no_grad():
+                for initial in layer.initial:
+                    initial[:, q] = initial[:, k]
         return layer
 
     return LanguageModel(config, mixer)
 
 
-def config_for(name: str, vocab_size: int, dim: int) -> ModelConfig:
+def config_for(name: str, vocab_size: int, dim: int, parts: Parts = HOPE) -> ModelConfig:
     """The shape of a model: two blocks, one head, the parameters of the library's Hope, within 2 %."""
     shape: dict[str, Any] = {"vocab_size": vocab_size, "dim": dim, "depth": 2, "heads": 1}
     own = config_of("hope", **shape, periods=(math.inf,), inner_lr=0.0)
     goal = count(own)
     if name == "hope":
         with torch.device("meta"):
-            have = hope(own).num_parameters()
+            have = hope(own, parts).num_parameters()
         return replace(own, hidden=own.width + round((goal - have) / (3 * dim * own.depth)))
     return own if name == "hope-default" else matched(config_of(name, **shape), goal)
 
 
-def make(name: str, vocab_size: int, dim: int) -> LanguageModel:
-    """A model by its name in the tables."""
-    config = config_for(name, vocab_size, dim)
-    return hope(config) if name == "hope" else from_config(config)
+def make(name: str, vocab_size: int, dim: int, parts: Parts = HOPE) -> LanguageModel:
+    """A model by its name in the tables; `parts` are those of `hope`."""
+    config = config_for(name, vocab_size, dim, parts)
+    return hope(config, parts) if name == "hope" else from_config(config)
 
 
 def loss_on(model: nn.Module, examples: Examples) -> Tensor:

@@ -1,0 +1,150 @@
+"""Why Hope is behind on a task of MAD: one part of it changed at a time, three seeds, read on validation examples.
+
+    python -m recipes.mad_causes                     # after python -m recipes.mad
+    python -m recipes.mad_causes --tasks compression --seeds 1
+    python -m recipes.mad_causes --table             # the committed result as a table
+    python -m recipes.mad_causes --figure            # and as docs/figures/mad_causes.png
+
+Everything else is as in mad.py: equal parameters, steps, rate unless it is what changes. The change with the most right
+answers to validation examples, by the mean over seeds, is then compared on the tested examples with every model of the
+newest result of mad.py, which had one setting each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nestling.evals.mad import MAD
+from nestling.evals.statistics import paired, verdict
+from nestling.memories.self_modifying import Rule
+from recipes import mad
+from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
+from recipes.command import newest, parser_of, run
+from recipes.recall import HOPE, Parts, shown, shown_difference, table
+
+VALIDATION_SEED = 40_000
+BEHIND = ("compression",)
+CHANGES: dict[str, Parts] = {
+    "as in the table": HOPE,
+    "forgets half in 32 tokens": replace(HOPE, half_life=32.0),
+    "does not erase": replace(HOPE, rule=Rule(erase="none", eta_max=1.0)),
+    "convolution of four tokens": replace(HOPE, taps=4),
+    "convolution of four tokens, SiLU": replace(HOPE, taps=4, activation=True),
+    "queries from a projection": replace(HOPE, equal=False),
+    "memories of two layers": replace(HOPE, memory="mlp", rule=Rule(erase_hidden=True, eta_max=1.0)),
+}
+RATES = {"half of the rate": 0.5, "a quarter of the rate": 0.25}
+RUNS = Path("runs/mad_causes")
+
+
+def factor_of(change: str) -> float:
+    """Of the rate."""
+    return RATES.get(change, 1.0)
+
+
+def run_cell(task: str, change: str, lr: float, seed: int) -> Cell:
+    """A changed Hope, trained; what it answers to validation and to tested examples."""
+
+    def work() -> Cell:
+        torch.manual_seed(seed)
+        model = mad.model_for("hope", MAD[task], CHANGES.get(change, HOPE))
+        loss = mad.trained(model, MAD[task], lr, seed)
+        return {
+            "rate": lr,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "loss": loss,
+            "validation": mad.asked(model, MAD[task], VALIDATION_SEED),
+            "accuracy": mad.asked(model, MAD[task], mad.TEST_SEED),
+        }
+
+    return cell(RUNS, f"{task}-{mad.STEPS}-{change.replace(' ', '-')}-{lr:g}-{seed}", work)
+
+
+def best_of(cells: dict[str, list[Cell]]) -> str:
+    """The change with the highest validation accuracy."""
+    return max(cells, key=lambda change: sum(one["validation"] for one in cells[change]))
+
+
+def against(cells: list[Cell], others: dict[str, list[Cell]]) -> Cell:
+    """Tested answers of a changed Hope minus those of each model of the table, by seed."""
+    found = {}
+    for name, theirs in others.items():
+        pairs = [(one["accuracy"], other["accuracy"]) for one, other in zip(cells, theirs, strict=False)]
+        difference = paired([a for a, _ in pairs], [b for _, b in pairs])
+        found[name] = vars(difference) | {"verdict": verdict(difference, smaller_is_better=False)}
+    return found
+
+
+def report(tasks: Sequence[str], seeds: int) -> Path:
+    """Run what is missing, and write the result."""
+    models = newest("mad")["metrics"]
+    rate, metrics = models["rates"]["hope"], {}
+    for task in tasks:
+        cells = {
+            change: [run_cell(task, change, rate * factor_of(change), seed) for seed in range(seeds)]
+            for change in (*CHANGES, *RATES)
+        }
+        best = best_of(cells)
+        metrics[task] = {"cells": cells, "best": best, "best minus": against(cells[best], models["cells"][task])}
+    config = {"width": mad.DIM, "steps": mad.STEPS, "tokens of a step": mad.TOKENS, "tested": mad.TESTED}
+    return write_result("mad_causes", config, list(range(seeds)), rounded(metrics))
+
+
+# --- page -------------------------------------------------------------------------------------------------------
+
+
+def page(result: Cell) -> str:
+    """The result as markdown: answers by change, then the best change against each model."""
+    lines = []
+    for task, found in result["metrics"].items():
+        rows = [
+            [
+                change,
+                f"{cells[0]['rate']:g}",
+                *(shown([one[key] for one in cells]) for key in ("validation", "accuracy")),
+            ]
+            for change, cells in found["cells"].items()
+        ]
+        lines += [table([f"{task}: right answers, %", "rate", "validation", "tested"], rows), ""]
+        rows = [[name, shown_difference(difference)] for name, difference in found["best minus"].items()]
+        lines += [table([f"{found['best']}, minus", "points [95 %]"], rows), ""]
+    return "\n".join([*lines, f"CPU minutes: {cpu_minutes(result['metrics']):.0f}"])
+
+
+def draw(result: Cell, path: Path) -> None:
+    """A panel for each task: the mean over seeds as a bar, every seed as a dot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = result["metrics"]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 + 3.6 * len(panels), 3.6), sharey=True, squeeze=False)
+    for panel, (task, found) in zip(axes.flat, panels.items(), strict=True):
+        for i, (change, cells) in enumerate(found["cells"].items()):
+            values = [100 * one["accuracy"] for one in cells]
+            color = "C3" if i == 0 else "C2" if change == found["best"] else "C0"
+            panel.barh(i, sum(values) / len(values), color=color, alpha=0.6)
+            panel.plot(values, [i] * len(values), "k.", markersize=4)
+        panel.set_yticks(range(len(found["cells"])), list(found["cells"]), fontsize=8)
+        panel.set_title(task, fontsize=10)
+        panel.set_xlabel("right answers, %; green: chosen on validation", fontsize=9)
+    axes[0, 0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_of("mad_causes", __doc__)
+    parser.add_argument("--tasks", nargs="+", choices=mad.TASKS, default=list(BEHIND))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args(argv)
+    run("mad_causes", options, lambda: report(options.tasks, options.seeds), page, draw)
+
+
+if __name__ == "__main__":
+    main()
