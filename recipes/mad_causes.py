@@ -28,17 +28,23 @@ from recipes.recall import HOPE, Parts, shown, shown_difference, table
 
 VALIDATION_SEED = 40_000
 BEHIND = ("compression",)
+NO_ERASE, TWO_LAYERS = Rule(erase="none", eta_max=1.0), Rule(erase_hidden=True, eta_max=1.0)
 CHANGES: dict[str, tuple[Parts, float]] = {  # what Hope is made of, and its rate in units of the table's
     "as in the table": (HOPE, 1),
     "forgets half in 32 tokens": (replace(HOPE, half_life=32.0), 1),
-    "does not erase": (replace(HOPE, rule=Rule(erase="none", eta_max=1.0)), 1),
+    "does not erase": (replace(HOPE, rule=NO_ERASE), 1),
     "convolution of four tokens": (replace(HOPE, taps=4), 1),
     "convolution of four tokens, SiLU": (replace(HOPE, taps=4, activation=True), 1),
     "queries from a projection": (replace(HOPE, equal=False), 1),
-    "memories of two layers": (replace(HOPE, memory="mlp", rule=Rule(erase_hidden=True, eta_max=1.0)), 1),
+    "memories of two layers": (replace(HOPE, memory="mlp", rule=TWO_LAYERS), 1),
     "half of the rate": (HOPE, 1 / 2),
     "a quarter of the rate": (HOPE, 1 / 4),
-    "convolution of four tokens, half of the rate": (replace(HOPE, taps=4), 1 / 2),
+    "half of the rate, four tokens": (replace(HOPE, taps=4), 1 / 2),
+    "half of the rate, four tokens, does not erase": (replace(HOPE, taps=4, rule=NO_ERASE), 1 / 2),
+    "half of the rate, four tokens, two layers": (
+        replace(HOPE, taps=4, memory="mlp", rule=TWO_LAYERS),
+        1 / 2,
+    ),
 }
 RUNS = Path("runs/mad_causes")
 
