@@ -40,6 +40,8 @@ CHANGES: dict[str, tuple[Parts, float]] = {  # what Hope is made of, and its rat
     "half of the rate": (HOPE, 1 / 2),
     "a quarter of the rate": (HOPE, 1 / 4),
     "half of the rate, four tokens": (replace(HOPE, taps=4), 1 / 2),
+    "half of the rate, four tokens, SiLU": (replace(HOPE, taps=4, activation=True), 1 / 2),
+    "half of the rate, eight tokens": (replace(HOPE, taps=8), 1 / 2),
     "half of the rate, four tokens, does not erase": (replace(HOPE, taps=4, rule=NO_ERASE), 1 / 2),
     "half of the rate, four tokens, two layers": (
         replace(HOPE, taps=4, memory="mlp", rule=TWO_LAYERS),
