@@ -38,20 +38,24 @@ def test_validation_chooses_and_tested_answers_are_compared() -> None:
 
 
 def test_a_report_from_cells_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"rates": {"hope": 0.01}, "cells": {"compression": {"titans": cells_of((0, 0.1), (0, 0.1))}}}
+    table: Cell = {"rates": {"hope": 0.01}, "cells": {}}
+    for task in ("compression", "memorization"):
+        table["cells"][task] = {"titans": cells_of((0, 0.1), (0, 0.1))}
     monkeypatch.setattr(mad_causes, "newest", lambda name: {"metrics": table})
     monkeypatch.setattr(mad_causes, "RUNS", tmp_path / "runs")
     changes = {"as in the table": (mad_causes.HOPE, 1), "half of the rate": (mad_causes.HOPE, 1 / 2)}
     monkeypatch.setattr(mad_causes, "CHANGES", changes)
-    monkeypatch.setitem(mad.MAD, "compression", replace(MAD["compression"], length=8))
+    for task in table["cells"]:
+        monkeypatch.setitem(mad.MAD, task, replace(MAD[task], length=8))
     for name, value in {"STEPS": 2, "TOKENS": 32, "TESTED": 4}.items():
         monkeypatch.setattr(mad, name, value)
     monkeypatch.setattr(mad_causes, "write_result", lambda recipe, config, seeds, metrics: metrics)
     metrics = mad_causes.report(["compression"], 2)
     assert [cells[0]["rate"] for cells in metrics["compression"]["cells"].values()] == [0.01, 0.005]
-    assert len(list((tmp_path / "runs").iterdir())) == 4
+    assert len(list((tmp_path / "runs").iterdir())) == 6
     lines = mad_causes.page({"metrics": metrics}).splitlines()
     assert lines[0] == "| compression: right answers, % | rate | validation | tested |"
-    assert lines[5] == f"| {metrics['compression']['best']}, minus | points [95 %] |"
+    assert lines[5] == f"| {metrics['compression']['best']} | compression | memorization |"
+    assert [line.split(" | ")[0] for line in lines[7:9]] == ["| right answers, %", "| minus titans"]
     mad_causes.draw({"metrics": metrics}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
