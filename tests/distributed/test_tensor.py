@@ -1,9 +1,10 @@
 """Ranks that split the matrices train as one process, hold half of them, and write the checkpoints of any run.
 
-Small runs of ten steps with borders of documents in the rows. In float32 a sum over hidden units, heads or words in two
-parts rounds differently from one sum, by 1e-7 of its largest term; AdamW passes that on at most times the rate. So
-losses and weights are compared to 1e-6 of their size there, and to 1e-10 in float64, where 1e-15 was found. Muon and
-M3 orthogonalise in float32, of a matrix whose rows lie in another order: 1e-5, as without split matrices.
+Small runs of six steps (M3: ten) with borders of documents in the rows. In float32 a sum over hidden units, heads or
+words in two parts rounds differently from one sum, by 1e-7 of its largest term; AdamW passes that on at most times
+the rate. So losses and weights are compared to 1e-6 of their size there, and to 1e-10 in float64, where 1e-15 was
+found. Muon and M3 orthogonalise in float32, of a matrix whose rows lie in another order: 1e-5, as without split
+matrices.
 """
 
 import pytest
