@@ -7,7 +7,8 @@
 
 Everything else is as in mad.py: equal parameters, steps, rate unless it is what changes. The change with the most right
 answers to validation examples, by the mean over seeds, is then compared on the tested examples with every model of the
-newest result of mad.py, which had one setting each; and so it is on the other tasks, where it chose nothing.
+newest result of mad.py, which had one setting each, and with each baseline at half of that rate; and with the former
+on the other tasks, where it chose nothing.
 """
 
 from __future__ import annotations
@@ -51,14 +52,18 @@ CHANGES: dict[str, tuple[Parts, float]] = {  # what Hope is made of, and its rat
 RUNS = Path("runs/mad_causes")
 
 
-def run_cell(task: str, change: str, rate: float, seed: int) -> Cell:
-    """A changed Hope, trained; what it answers to validation and to tested examples. `rate` is the table's."""
+def changed(task: str, change: str, rate: float, seed: int) -> Cell:
+    """A changed Hope; `rate` is the table's."""
     parts, factor = CHANGES[change]
-    lr = rate * factor
+    return run_cell(task, "hope", change, rate * factor, seed, parts)
+
+
+def run_cell(task: str, name: str, change: str, lr: float, seed: int, parts: Parts = HOPE) -> Cell:
+    """A model, trained; what it answers to validation and to tested examples."""
 
     def work() -> Cell:
         torch.manual_seed(seed)
-        model = mad.model_for("hope", MAD[task], parts)
+        model = mad.model_for(name, MAD[task], parts)
         loss = mad.trained(model, MAD[task], lr, seed)
         return {
             "rate": lr,
@@ -68,7 +73,8 @@ def run_cell(task: str, change: str, rate: float, seed: int) -> Cell:
             "accuracy": mad.asked(model, MAD[task], mad.TEST_SEED),
         }
 
-    return cell(RUNS, f"{task}-{mad.STEPS}-{change.replace(' ', '-')}-{lr:g}-{seed}", work)
+    of = "" if name == "hope" else f"-{name}"
+    return cell(RUNS, f"{task}-{mad.STEPS}{of}-{change.replace(' ', '-')}-{lr:g}-{seed}", work)
 
 
 def best_of(cells: dict[str, list[Cell]]) -> str:
@@ -92,7 +98,11 @@ def report(tasks: Sequence[str], seeds: int) -> Path:
     rate = models["rates"]["hope"]
 
     def cells_of(task: str, change: str) -> list[Cell]:
-        return [run_cell(task, change, rate, seed) for seed in range(seeds)]
+        return [changed(task, change, rate, seed) for seed in range(seeds)]
+
+    def slower(task: str, name: str) -> list[Cell]:
+        lr = models["rates"][name] / 2
+        return [run_cell(task, name, "half of the rate", lr, seed) for seed in range(seeds)]
 
     metrics: Cell = {}
     for task in tasks:
@@ -100,7 +110,15 @@ def report(tasks: Sequence[str], seeds: int) -> Path:
         best = best_of(cells)
         others = {other: cells_of(other, best) for other in models["cells"] if other != task}
         minus = {at: against(made, models["cells"][at]) for at, made in ({task: cells[best]} | others).items()}
-        metrics[task] = {"cells": cells, "best": best, "elsewhere": others, "best minus": minus}
+        control = {name: slower(task, name) for name in models["cells"][task] if name != "hope"}
+        metrics[task] = {
+            "cells": cells,
+            "best": best,
+            "elsewhere": others,
+            "best minus": minus,
+            "baselines at half of their rate": control,
+            "best minus these": against(cells[best], control),
+        }
     config = {"width": mad.DIM, "steps": mad.STEPS, "tokens of a step": mad.TOKENS, "tested": mad.TESTED}
     return write_result("mad_causes", config, list(range(seeds)), rounded(metrics))
 
@@ -126,6 +144,16 @@ def page(result: Cell) -> str:
         rows = [["right answers, %", *(shown([one["accuracy"] for one in cells]) for cells in answers.values())]]
         rows += [[f"minus {name}", *(shown_difference(minus[at][name]) for at in minus)] for name in minus[task]]
         lines += [table([found["best"], *minus], rows), ""]
+        rows = [
+            [
+                name,
+                f"{cells[0]['rate']:g}",
+                shown([c["accuracy"] for c in cells]),
+                shown_difference(found["best minus these"][name]),
+            ]
+            for name, cells in found["baselines at half of their rate"].items()
+        ]
+        lines += [table([f"{task}: half of the rate", "rate", "tested", f"{found['best']}, minus it"], rows), ""]
     return "\n".join([*lines, f"CPU minutes: {cpu_minutes(result['metrics']):.0f}"])
 
 

@@ -38,9 +38,9 @@ def test_validation_chooses_and_tested_answers_are_compared() -> None:
 
 
 def test_a_report_from_cells_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table: Cell = {"rates": {"hope": 0.01}, "cells": {}}
+    table: Cell = {"rates": {"hope": 0.01, "retnet": 0.02}, "cells": {}}
     for task in ("compression", "memorization"):
-        table["cells"][task] = {"titans": cells_of((0, 0.1), (0, 0.1))}
+        table["cells"][task] = {"retnet": cells_of((0, 0.1), (0, 0.1))}
     monkeypatch.setattr(mad_causes, "newest", lambda name: {"metrics": table})
     monkeypatch.setattr(mad_causes, "RUNS", tmp_path / "runs")
     changes = {"as in the table": (mad_causes.HOPE, 1), "half of the rate": (mad_causes.HOPE, 1 / 2)}
@@ -52,10 +52,14 @@ def test_a_report_from_cells_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mad_causes, "write_result", lambda recipe, config, seeds, metrics: metrics)
     metrics = mad_causes.report(["compression"], 2)
     assert [cells[0]["rate"] for cells in metrics["compression"]["cells"].values()] == [0.01, 0.005]
-    assert len(list((tmp_path / "runs").iterdir())) == 6
+    assert len(list((tmp_path / "runs").iterdir())) == 8
     lines = mad_causes.page({"metrics": metrics}).splitlines()
     assert lines[0] == "| compression: right answers, % | rate | validation | tested |"
     assert lines[5] == f"| {metrics['compression']['best']} | compression | memorization |"
-    assert [line.split(" | ")[0] for line in lines[7:9]] == ["| right answers, %", "| minus titans"]
+    assert [line.split(" | ")[0] for line in lines[7:9]] == ["| right answers, %", "| minus retnet"]
+    assert (
+        lines[-4] == f"| compression: half of the rate | rate | tested | {metrics['compression']['best']}, minus it |"
+    )
+    assert lines[-2] == "" and lines[-3].startswith("| retnet | 0.01 | ")
     mad_causes.draw({"metrics": metrics}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
