@@ -132,7 +132,7 @@ def draw(result: Cell, path: Path) -> None:
         panel.axhline(100 * metrics["chance"], color="gray", ls=":", lw=1, label="chance")
         panel.set_ylim(-3, 103)
     memory.set(xlabel="million tokens read", ylabel="peak memory of the process, MiB", title="memory", ylim=(0, None))
-    distance.legend(fontsize=8, loc="upper right")
+    distance.legend(*lengths.get_legend_handles_labels(), fontsize=8, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
