@@ -116,8 +116,12 @@ def pool(task: MADTask, rows: int, seed: int) -> Examples:
     return replace(task, training=True).examples(count, (task.length, task.length), seed)
 
 
-def trained(model: nn.Module, task: MADTask, lr: float, seed: int, device: str = "cpu") -> float:
-    """Train a model on a task; its last losses."""
+def measured(
+    name: str, task: MADTask, lr: float, seed: int, asks: dict[str, int], parts: Parts = HOPE, device: str = "cpu"
+) -> Cell:
+    """Train one model on one task; its right answers to the examples of each of the seeds in `asks`, by their names."""
+    torch.manual_seed(seed)
+    model = model_for(name, task, parts).to(device)
     rows = min(64, max(1, TOKENS // task.length))
     examples = pool(task, rows, seed)
 
@@ -125,26 +129,16 @@ def trained(model: nn.Module, task: MADTask, lr: float, seed: int, device: str =
         part = examples.take(torch.arange(step * rows, (step + 1) * rows) % len(examples))
         return loss_on(model, Examples(part.tokens.to(device), part.targets.to(device)))
 
-    return fit(model, loss_at, steps=STEPS, lr=lr)
-
-
-def asked(model: nn.Module, task: MADTask, seed: int, device: str = "cpu") -> float:
-    """Share of right answers to the examples of a seed."""
-    return score(model, task, TESTED, (task.length, task.length), seed=seed, device=device).accuracy
+    loss = fit(model, loss_at, steps=STEPS, lr=lr)
+    lengths = (task.length, task.length)
+    found = {key: score(model, task, TESTED, lengths, seed=of, device=device).accuracy for key, of in asks.items()}
+    return {"rate": lr, "parameters": sum(p.numel() for p in model.parameters()), "loss": loss} | found
 
 
 def run_cell(name: str, task: MADTask, lr: float, seed: int, label: str = "base", device: str = "cpu") -> Cell:
-    """Train one model on one task, and ask it."""
-
-    def work() -> Cell:
-        torch.manual_seed(seed)
-        model = model_for(name, task).to(device)
-        loss = trained(model, task, lr, seed, device)
-        parameters = sum(p.numel() for p in model.parameters())
-        accuracy = asked(model, task, TEST_SEED, device)
-        return {"rate": lr, "parameters": parameters, "loss": loss, "accuracy": accuracy}
-
-    return cell(RUNS, f"{task.name}-{label}-{STEPS}-{name}-{seed}", work)
+    """One model on one task, asked the tested examples."""
+    name_of_cell = f"{task.name}-{label}-{STEPS}-{name}-{seed}"
+    return cell(RUNS, name_of_cell, lambda: measured(name, task, lr, seed, {"accuracy": TEST_SEED}, device=device))
 
 
 def grid() -> dict[str, MADTask]:

@@ -17,15 +17,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from nestling.evals.mad import MAD
-from nestling.evals.statistics import paired, verdict
 from nestling.memories.self_modifying import Rule
 from recipes import mad
 from recipes.cells import Cell, cell, cpu_minutes, rounded, write_result
 from recipes.command import newest, parser_of, run
-from recipes.recall import HOPE, Parts, shown, shown_difference, table
+from recipes.recall import HOPE, Parts, minus, shown, shown_difference, table
 
 VALIDATION_SEED = 40_000
 BEHIND = ("compression",)
@@ -59,22 +56,11 @@ def changed(task: str, change: str, rate: float, seed: int) -> Cell:
 
 
 def run_cell(task: str, name: str, change: str, lr: float, seed: int, parts: Parts = HOPE) -> Cell:
-    """A model, trained; what it answers to validation and to tested examples."""
-
-    def work() -> Cell:
-        torch.manual_seed(seed)
-        model = mad.model_for(name, MAD[task], parts)
-        loss = mad.trained(model, MAD[task], lr, seed)
-        return {
-            "rate": lr,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "loss": loss,
-            "validation": mad.asked(model, MAD[task], VALIDATION_SEED),
-            "accuracy": mad.asked(model, MAD[task], mad.TEST_SEED),
-        }
-
+    """A model, asked validation and tested examples."""
+    asks = {"validation": VALIDATION_SEED, "accuracy": mad.TEST_SEED}
     of = "" if name == "hope" else f"-{name}"
-    return cell(RUNS, f"{task}-{mad.STEPS}{of}-{change.replace(' ', '-')}-{lr:g}-{seed}", work)
+    name_of_cell = f"{task}-{mad.STEPS}{of}-{change.replace(' ', '-')}-{lr:g}-{seed}"
+    return cell(RUNS, name_of_cell, lambda: mad.measured(name, MAD[task], lr, seed, asks, parts))
 
 
 def best_of(cells: dict[str, list[Cell]]) -> str:
@@ -83,13 +69,8 @@ def best_of(cells: dict[str, list[Cell]]) -> str:
 
 
 def against(cells: list[Cell], others: dict[str, list[Cell]]) -> Cell:
-    """Tested answers of a changed Hope minus those of each model of the table, by seed."""
-    found = {}
-    for name, theirs in others.items():
-        pairs = [(one["accuracy"], other["accuracy"]) for one, other in zip(cells, theirs, strict=False)]
-        difference = paired([a for a, _ in pairs], [b for _, b in pairs])
-        found[name] = vars(difference) | {"verdict": verdict(difference, smaller_is_better=False)}
-    return found
+    """Tested answers of a changed Hope minus those of each of the others, by seed."""
+    return minus([one["accuracy"] for one in cells], mad.accuracies(others))
 
 
 def report(tasks: Sequence[str], seeds: int) -> Path:
@@ -109,13 +90,13 @@ def report(tasks: Sequence[str], seeds: int) -> Path:
         cells = {change: cells_of(task, change) for change in CHANGES}
         best = best_of(cells)
         others = {other: cells_of(other, best) for other in models["cells"] if other != task}
-        minus = {at: against(made, models["cells"][at]) for at, made in ({task: cells[best]} | others).items()}
+        differences = {at: against(made, models["cells"][at]) for at, made in ({task: cells[best]} | others).items()}
         control = {name: slower(task, name) for name in models["cells"][task] if name != "hope"}
         metrics[task] = {
             "cells": cells,
             "best": best,
             "elsewhere": others,
-            "best minus": minus,
+            "best minus": differences,
             "baselines at half of their rate": control,
             "best minus these": against(cells[best], control),
         }
@@ -139,11 +120,14 @@ def page(result: Cell) -> str:
             for change, cells in found["cells"].items()
         ]
         lines += [table([f"{task}: right answers, %", "rate", "validation", "tested"], rows), ""]
-        minus = found["best minus"]
-        answers = {at: found["elsewhere"].get(at, found["cells"][found["best"]]) for at in minus}
+        differences = found["best minus"]
+        answers = {at: found["elsewhere"].get(at, found["cells"][found["best"]]) for at in differences}
         rows = [["right answers, %", *(shown([one["accuracy"] for one in cells]) for cells in answers.values())]]
-        rows += [[f"minus {name}", *(shown_difference(minus[at][name]) for at in minus)] for name in minus[task]]
-        lines += [table([found["best"], *minus], rows), ""]
+        rows += [
+            [f"minus {name}", *(shown_difference(by_name[name]) for by_name in differences.values())]
+            for name in differences[task]
+        ]
+        lines += [table([found["best"], *differences], rows), ""]
         rows = [
             [
                 name,

@@ -115,11 +115,15 @@ def best_rate(swept: Mapping[str, float]) -> float:
 
 def against(values: Mapping[str, Sequence[float]]) -> Cell:
     """Hope minus each other model, accuracies of the same seeds: paired interval and verdict."""
+    return minus(values["hope"], {name: theirs for name, theirs in values.items() if name != "hope"})
+
+
+def minus(ours: Sequence[float], others: Mapping[str, Sequence[float]]) -> Cell:
+    """Accuracies minus each of the others', of the same seeds."""
     made = {}
-    for name in values:
-        if name != "hope":
-            difference = paired(values["hope"], values[name])
-            made[name] = vars(difference) | {"verdict": verdict(difference, smaller_is_better=False)}
+    for name, theirs in others.items():
+        difference = paired(ours, theirs[: len(ours)])
+        made[name] = vars(difference) | {"verdict": verdict(difference, smaller_is_better=False)}
     return made
 
 

@@ -111,7 +111,12 @@ def test_odd_lengths_and_chunk_sizes(kind, chunk_size, tokens):
 
 @pytest.mark.parametrize(
     ("kind", "chunk_size", "tokens"),
-    [("linear", 1, 1000), ("mlp", 16, 1000), ("features", 64, 4096), ("mlp", 64, 4096)],
+    [
+        ("linear", 1, 1000),
+        ("features", 64, 1000),
+        ("mlp", 16, 1000),
+        *((kind, 64, 4096) for kind in ("linear", "features", "mlp")),
+    ],
 )
 def test_long_sequences(kind, chunk_size, tokens):
     rule = Rule(erase_hidden=True, eta_max=1.0) if kind == "mlp" else Rule()
